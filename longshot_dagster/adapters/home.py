@@ -1,0 +1,64 @@
+"""Where everything of one installation lives: `LONGSHOT_HOME`, by default `~/.longshot`."""
+
+import hashlib
+import os
+import stat
+import tempfile
+from pathlib import Path
+
+from longshot_dagster.core.errors import WrongUse
+
+
+class Home:
+    """The folders below LONGSHOT_HOME; each is created when first asked for, readable by its owner only."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @property
+    def builds(self) -> Path:
+        return self._folder("builds")
+
+    @property
+    def mirrors(self) -> Path:
+        return self._folder("mirrors")
+
+    @property
+    def sandboxes(self) -> Path:
+        return self._folder("sandboxes")
+
+    @property
+    def dagster(self) -> Path:
+        return self._folder("dagster")
+
+    @property
+    def logs(self) -> Path:
+        return self._folder("logs")
+
+    @property
+    def gateway(self) -> Path:
+        return self._folder("gateway")
+
+    @property
+    def runtime(self) -> Path:
+        """Sockets: a short path outside the home, because a unix socket's path has at most 107 bytes.
+
+        Raises WrongUse when somebody else owns the folder.
+        """
+        name = hashlib.sha256(str(self.root.resolve()).encode()).hexdigest()[:10]
+        folder = Path(tempfile.gettempdir()) / f"longshot-{os.getuid()}-{name}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+            raise WrongUse(f"{folder} belongs to somebody else or is open to others; remove it or set TMPDIR")
+        return folder
+
+    def _folder(self, name: str) -> Path:
+        folder = self.root / name
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as e:
+            raise WrongUse(
+                f"cannot write below LONGSHOT_HOME={self.root}: {e.strerror}; set LONGSHOT_HOME to a writable folder"
+            ) from e
+        return folder

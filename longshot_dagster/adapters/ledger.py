@@ -1,0 +1,381 @@
+"""The ledger: one directory per build, one small JSON document per fact, each written whole or not at all.
+
+    builds/<build>/request.json state.json report.json
+                   planners/<planner>/<nnn>.json          the conversation after planning round nnn
+                   iterations/<key>/{repo_state,plan,metrics,failure}.json
+                   tasks/<id>/{task,run,handoff,landing}.json transcript.jsonl
+                   sweeps/<n>.json
+
+A document is written to a temporary file, fsynced and renamed over its name. Everything but `state.json`, `landing.json`
+and `failure.json` is written once and never changes. The root is a UPath: on an object store a write is atomic by itself,
+and locks, which only processes of one host need, are not taken.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+from upath import UPath
+
+from longshot_dagster.core.errors import LedgerError, WrongUse
+from longshot_dagster.core.ids import FIX, IterationKey, check_build_id, check_task_id, parse_iteration_key
+from longshot_dagster.core.lifecycle import BuildView, IterationStatus, IterationView, SweepView, TaskView
+from longshot_dagster.core.models import (
+    BuildReport,
+    BuildRequest,
+    BuildState,
+    CheckStatus,
+    Handoff,
+    IterationFailure,
+    LandingOutcome,
+    MetricsSnapshot,
+    Plan,
+    RepoState,
+    Sweep,
+    Task,
+    TaskKind,
+    WorkerRun,
+)
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class Ledger:
+    """All builds below one root, usually `$LONGSHOT_HOME/builds`."""
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = UPath(root)
+
+    def build(self, build: str) -> "BuildLedger":
+        """The build's ledger, which need not exist yet; raises WrongUse for a name that cannot be one."""
+        return BuildLedger(self.root / check_build_id(build), build)
+
+    def existing(self, build: str) -> "BuildLedger":
+        """Raises WrongUse when no such build is recorded here."""
+        found = self.build(build)
+        if not found.exists():
+            known = ", ".join(self.builds()[-5:]) or "none yet"
+            raise WrongUse(f"no build {build!r} here (newest: {known}); `longshot status` lists them all")
+        return found
+
+    def builds(self) -> list[str]:
+        """Names of all builds, oldest first."""
+        if not self.root.exists():
+            return []
+        found = [d for d in self.root.iterdir() if (d / "request.json").exists()]
+        return [d.name for d in sorted(found, key=lambda d: (BuildLedger(d, d.name).request().created_at, d.name))]
+
+
+class BuildLedger:
+    """One build's documents. Readers return None for what is not written yet and raise LedgerError for what is broken."""
+
+    def __init__(self, directory: UPath, build: str) -> None:
+        self.directory = directory
+        self.build = build
+        self._frozen: dict[str, BaseModel] = {}
+
+    def exists(self) -> bool:
+        return (self.directory / "request.json").exists()
+
+    # --- the build ---------------------------------------------------------------------------------------------------
+
+    def request(self) -> BuildRequest:
+        return self._must(BuildRequest, "request.json")
+
+    def save_request(self, request: BuildRequest) -> None:
+        self._write("request.json", request)
+
+    def state(self) -> BuildState:
+        return self._read(BuildState, "state.json") or BuildState()
+
+    def update_state(self, change: Callable[[BuildState], BuildState]) -> BuildState:
+        """Apply `change` to the newest state under the build's lock."""
+        with self.lock("state"):
+            state = change(self.state())
+            self._write("state.json", state)
+            return state
+
+    def report(self) -> BuildReport | None:
+        return self._read(BuildReport, "report.json")
+
+    def save_report(self, report: BuildReport) -> None:
+        self._write("report.json", report)
+
+    # --- iterations --------------------------------------------------------------------------------------------------
+
+    def open_iteration(self, key: IterationKey) -> None:
+        """Note that `key` exists, before its run is asked for; idempotent."""
+        self._path(f"iterations/{key.short}").mkdir(parents=True, exist_ok=True)
+
+    def iterations(self) -> list[IterationKey]:
+        directory = self._path("iterations")
+        if not directory.exists():
+            return []
+        return sorted(parse_iteration_key(f"{self.build}.{d.name}") for d in directory.iterdir())
+
+    def plan(self, key: IterationKey) -> Plan | None:
+        return self._read(Plan, f"iterations/{key.short}/plan.json", frozen=True)
+
+    def freeze_plan(self, key: IterationKey, plan: Plan) -> Plan:
+        """Write every task and then the manifest; an existing manifest wins and is returned."""
+        with self.lock("plan"):
+            if existing := self.plan(key):
+                return existing
+            for task in plan.tasks:
+                if self.task(task.id) is None:
+                    self._write(f"tasks/{task.id}/task.json", task)
+            self._write(f"iterations/{key.short}/plan.json", plan)
+            return plan
+
+    def repo_state(self, key: IterationKey) -> RepoState | None:
+        return self._read(RepoState, f"iterations/{key.short}/repo_state.json", frozen=True)
+
+    def save_repo_state(self, key: IterationKey, state: RepoState) -> None:
+        self._write(f"iterations/{key.short}/repo_state.json", state)
+
+    def metrics(self, key: IterationKey) -> MetricsSnapshot | None:
+        return self._read(MetricsSnapshot, f"iterations/{key.short}/metrics.json", frozen=True)
+
+    def save_metrics(self, key: IterationKey, metrics: MetricsSnapshot) -> None:
+        """The last document of an iteration: with it, the iteration is done."""
+        self._write(f"iterations/{key.short}/metrics.json", metrics)
+
+    def failure(self, key: IterationKey) -> IterationFailure | None:
+        return self._read(IterationFailure, f"iterations/{key.short}/failure.json")
+
+    def save_failure(self, key: IterationKey, failure: IterationFailure) -> None:
+        self._write(f"iterations/{key.short}/failure.json", failure)
+
+    # --- planners ----------------------------------------------------------------------------------------------------
+
+    def planner_turn(self, planner: str, number: int) -> bytes | None:
+        """The conversation of `planner` after round `number`, as its agent serialised it."""
+        path = self._path(f"planners/{planner}/{number:03d}.json")
+        return path.read_bytes() if path.exists() else None
+
+    def save_planner_turn(self, planner: str, number: int, conversation: bytes) -> None:
+        self._write_bytes(f"planners/{planner}/{number:03d}.json", conversation)
+
+    # --- tasks -------------------------------------------------------------------------------------------------------
+
+    def task_ids(self) -> list[str]:
+        directory = self._path("tasks")
+        return sorted(d.name for d in directory.iterdir() if (d / "task.json").exists()) if directory.exists() else []
+
+    def task(self, task: str) -> Task | None:
+        return self._read(Task, f"tasks/{check_task_id(task)}/task.json", frozen=True)
+
+    def existing_task(self, task: str) -> Task:
+        """Raises WrongUse when the build has no such task."""
+        found = self.task(task)
+        if found is None:
+            raise WrongUse(f"build {self.build} has no task {task!r}; `longshot status {self.build}` lists them")
+        return found
+
+    def run(self, task: str) -> WorkerRun | None:
+        return self._read(WorkerRun, f"tasks/{task}/run.json")
+
+    def save_run(self, run: WorkerRun) -> None:
+        self._write(f"tasks/{run.task}/run.json", run)
+
+    def handoff(self, task: str) -> Handoff | None:
+        return self._read(Handoff, f"tasks/{task}/handoff.json", frozen=True)
+
+    def save_handoff(self, handoff: Handoff) -> None:
+        """Last of a worker's documents: with it, the task is never worked on again by itself."""
+        self._write(f"tasks/{handoff.task_id}/handoff.json", handoff)
+
+    def forget_work(self, task: str) -> None:
+        """Set a task's run, handoff and landing aside, so that it is worked on again; refused once it has landed."""
+        with self.lock("landing"):
+            directory = self._path(f"tasks/{check_task_id(task)}")
+            number = 1
+            while (directory / f"earlier-{number}").exists():
+                number += 1
+            for name in ("run.json", "handoff.json", "landing.json", "transcript.jsonl"):
+                if (directory / name).exists():
+                    (directory / f"earlier-{number}").mkdir(exist_ok=True)
+                    (directory / name).rename(directory / f"earlier-{number}" / name)
+            self._frozen.pop(f"tasks/{task}/handoff.json", None)
+
+    def landing(self, task: str) -> LandingOutcome | None:
+        return self._read(LandingOutcome, f"tasks/{task}/landing.json")
+
+    def save_landing(self, landing: LandingOutcome) -> None:
+        self._write(f"tasks/{landing.task}/landing.json", landing)
+
+    def transcript(self, task: str) -> UPath:
+        return self._path(f"tasks/{check_task_id(task)}/transcript.jsonl")
+
+    def save_transcript(self, task: str, lines: bytes) -> None:
+        self._write_bytes(f"tasks/{task}/transcript.jsonl", lines)
+
+    # --- sweeps ------------------------------------------------------------------------------------------------------
+
+    def sweeps(self) -> list[Sweep]:
+        directory = self._path("sweeps")
+        if not directory.exists():
+            return []
+        numbers = sorted(int(f.stem) for f in directory.iterdir() if f.suffix == ".json" and f.stem.isdigit())
+        return [self._must(Sweep, f"sweeps/{n}.json", frozen=True) for n in numbers]
+
+    def save_sweep(self, sweep: Sweep) -> None:
+        self._write(f"sweeps/{sweep.number}.json", sweep)
+
+    # --- the whole ---------------------------------------------------------------------------------------------------
+
+    def view(self) -> BuildView:
+        """The fold's input, read from every document."""
+        request, state = self.request(), self.state()
+        plans = {key: self.plan(key) for key in self.iterations()}
+        worked = {t.id: t for p in plans.values() if p for t in p.dispatched}
+        fixed = {r for p in plans.values() if p for t in p.tasks if t.kind is TaskKind.CONFLICT_FIX for r in t.replaces}
+        red_ends = [int(n.removeprefix("red-final.")) for n in state.attempts if n.startswith("red-final.")]
+        last_red = max(red_ends, default=0)
+        return BuildView(
+            build=self.build,
+            phase=state.phase,
+            iterations=tuple(
+                IterationView(
+                    key=key,
+                    status=self._iteration_status(key, state.attempts.get(key.short, 1)),
+                    attempt=state.attempts.get(key.short, 1),
+                    planned=plan is not None,
+                    tasks=tuple(t.id for t in plan.tasks) if plan else (),
+                    handoffs_seen=plan.handoffs_seen if plan else (),
+                    sweep=plan.sweep if plan else None,
+                )
+                for key, plan in plans.items()
+            ),
+            tasks=tuple(self._task_view(worked.get(t), t, t in fixed) for t in self.task_ids()),
+            sweep=self._sweep_view(),
+            finalize_attempt=last_red,
+            final_sweep=state.attempts.get(f"red-final.{last_red}"),
+            finalization_max_attempts=request.settings.finalization_max_attempts,
+            max_iterations=request.settings.max_iterations,
+        )
+
+    def _iteration_status(self, key: IterationKey, attempt: int) -> IterationStatus:
+        if self.metrics(key):
+            return IterationStatus.DONE
+        failure = self.failure(key)
+        return IterationStatus.FAILED if failure and failure.attempt >= attempt else IterationStatus.OPEN
+
+    def _task_view(self, worked: Task | None, task_id: str, fix_planned: bool) -> TaskView:
+        task = worked or self._must(Task, f"tasks/{task_id}/task.json", frozen=True)
+        handoff, landing = self.handoff(task_id), self.landing(task_id)
+        return TaskView(
+            id=task_id,
+            planner=task.planner,
+            delegated=task.delegated,
+            is_fix=task.planner == FIX,
+            handoff=handoff.status if handoff else None,
+            landing=landing.state if landing else None,
+            fix_planned=fix_planned,
+        )
+
+    def _sweep_view(self) -> SweepView | None:
+        sweeps = self.sweeps()
+        if not sweeps:
+            return None
+        last = sweeps[-1]
+        was_green = {c.name for s in sweeps[:-1] for c in s.checks if c.status is CheckStatus.GREEN}
+        return SweepView(
+            number=last.number,
+            head=last.head,
+            red=last.red,
+            regression=bool(last.conflict_markers) or any(c.red and c.name in was_green for c in last.checks),
+        )
+
+    @contextlib.contextmanager
+    def lock(self, name: str) -> Iterator[None]:
+        """Held by one thread of one process of this host at a time. Not re-entrant."""
+        with locked(self._path(f".{name}.lock")):
+            yield
+
+    # --- documents ---------------------------------------------------------------------------------------------------
+
+    def _path(self, name: str) -> UPath:
+        return self.directory / name
+
+    def _read(self, model: type[M], name: str, frozen: bool = False) -> M | None:
+        if frozen and isinstance(cached := self._frozen.get(name), model):
+            return cached
+        path = self._path(name)
+        try:
+            found = model.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except ValidationError as e:
+            first = e.errors(include_url=False, include_input=False)[0]
+            where = ".".join(str(p) for p in first["loc"]) or "the document"
+            raise LedgerError(f"{path} is not readable as {model.__name__}: {where}: {first['msg']}") from e
+        if frozen:
+            self._frozen[name] = found
+        return found
+
+    def _must(self, model: type[M], name: str, frozen: bool = False) -> M:
+        found = self._read(model, name, frozen)
+        if found is None:
+            raise LedgerError(f"{self._path(name)} is missing; the ledger of build {self.build} is not whole")
+        return found
+
+    def _write(self, name: str, document: BaseModel) -> None:
+        text = json.dumps(document.model_dump(mode="json"), ensure_ascii=False, indent=1)
+        self._write_bytes(name, text.encode("utf-8", "replace"))
+
+    def _write_bytes(self, name: str, data: bytes) -> None:
+        write_atomically(self._path(name), data)
+
+
+def write_atomically(path: UPath | Path, data: bytes) -> None:
+    """Write to a temporary neighbour, fsync, rename over `path`, fsync the directory."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not isinstance(path, Path):
+        path.write_bytes(data)
+        return
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+_threads: dict[str, threading.Lock] = {}
+_threads_guard = threading.Lock()
+
+
+@contextlib.contextmanager
+def locked(path: UPath | Path) -> Iterator[None]:
+    """Exclusive lock on `path` among threads and processes of this host; the kernel frees it when the holder dies."""
+    with _threads_guard:
+        mine = _threads.setdefault(str(path), threading.Lock())
+    with mine:
+        if not isinstance(path, Path):
+            yield
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                yield
+            finally:
+                fcntl.flock(file, fcntl.LOCK_UN)

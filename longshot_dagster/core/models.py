@@ -1,0 +1,471 @@
+"""The facts of a build: every document of the ledger, as frozen, validated types.
+
+What crosses to a model or a sandbox (`Plan`, `Handoff`) is camelCase on the wire, as the specification has it; our own
+records are snake_case. Sizes are bounded here, once: what comes from a model, an agent or a repository is hostile.
+"""
+
+from enum import StrEnum
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic.alias_generators import to_camel
+
+from longshot_dagster.core import ids, scope
+from longshot_dagster.core.settings import Origin, Settings
+
+SCHEMA = 1  # of the ledger; a reader knows this one and the one before it
+
+MAX_REQUEST = 100_000
+MAX_TEXT = 20_000
+MAX_LINE = 2_000
+MAX_DIFF = 400_000  # characters shown in a handoff; git holds the whole of it
+MAX_LIST = 200
+
+Oid = Annotated[str, StringConstraints(pattern=r"^(?:[0-9a-f]{40}|[0-9a-f]{64})$")]
+Text = Annotated[str, StringConstraints(max_length=MAX_TEXT)]
+Line = Annotated[str, StringConstraints(max_length=MAX_LINE)]
+RepoPath = Annotated[str, StringConstraints(max_length=4096)]
+
+
+class Record(BaseModel):
+    """Base of our own documents."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Wire(BaseModel):
+    """Base of what models and sandboxes write: camelCase, unknown fields dropped."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="ignore", alias_generator=to_camel, populate_by_name=True, serialize_by_alias=True
+    )
+
+
+# --- the request -----------------------------------------------------------------------------------------------------
+
+
+class TargetKind(StrEnum):
+    REMOTE = "remote"  # a URL or a bare repository: lands on `branch` there
+    CHECKOUT = "checkout"  # a work tree without an origin: lands on longshot/<build>, the work tree is not touched
+
+
+class Target(Record):
+    """Where a build reads from and lands to; decided once, when the build starts."""
+
+    repository: str = Field(description="what the person gave: URL or path, credentials never included")
+    url: str = Field(description="what git fetches from and pushes to")
+    kind: TargetKind
+    base_branch: str = Field(description="the branch work starts from")
+    branch: str = Field(description="the only branch this build ever moves")
+
+
+class BuildRequest(Record):
+    """`request.json`: what a person asked for, with every setting resolved and frozen."""
+
+    schema_version: int = SCHEMA
+    build: str
+    request: Annotated[str, StringConstraints(min_length=1, max_length=MAX_REQUEST, strip_whitespace=True)]
+    target: Target
+    base: Oid = Field(description="head of the base branch when the build started")
+    settings: Settings
+    origins: dict[str, Origin] = Field(
+        default_factory=dict, description="where each setting that is no default came from"
+    )
+    created_at: float
+    rehearsal: bool = Field(
+        default=False, description="True when the scripted model answers: no result of a real model"
+    )
+
+    @field_validator("build")
+    @classmethod
+    def _build(cls, value: str) -> str:
+        return ids.check_build_id(value)
+
+
+class BuildPhase(StrEnum):
+    RUNNING = "running"
+    PAUSED = "paused"
+    FINALIZING = "finalizing"
+    FINISHED = "finished"
+
+
+BUILD_TRANSITIONS: dict[BuildPhase, frozenset[BuildPhase]] = {
+    BuildPhase.RUNNING: frozenset({BuildPhase.PAUSED, BuildPhase.FINALIZING}),
+    BuildPhase.PAUSED: frozenset({BuildPhase.RUNNING}),
+    BuildPhase.FINALIZING: frozenset({BuildPhase.RUNNING, BuildPhase.PAUSED, BuildPhase.FINISHED}),
+    BuildPhase.FINISHED: frozenset(),
+}
+
+
+class Verdict(StrEnum):
+    GREEN = "green"  # everything landed or superseded by what landed, checks green
+    LEFTOVERS = "leftovers"  # checks green, named tasks did not land
+    RED = "red"
+
+
+class BuildState(Record):
+    """`state.json`: the one document of a build that changes (under the ledger's lock)."""
+
+    phase: BuildPhase = BuildPhase.RUNNING
+    reason: Line = Field(default="", description="why it is paused, in one line")
+    attempts: dict[str, int] = Field(default_factory=dict, description="iteration or `finalize.nnn` -> attempt, from 1")
+    verdict: Verdict | None = None
+
+    def moved(self, phase: BuildPhase, reason: str = "", verdict: Verdict | None = None) -> Self:
+        """The next state; raises ValueError for a transition that is not drawn in BUILD_TRANSITIONS."""
+        if phase is not self.phase and phase not in BUILD_TRANSITIONS[self.phase]:
+            raise ValueError(f"a build that is {self.phase} cannot become {phase}")
+        return self.model_copy(update={"phase": phase, "reason": reason[:MAX_LINE], "verdict": verdict or self.verdict})
+
+
+# --- plans -----------------------------------------------------------------------------------------------------------
+
+
+class PlannedTask(Wire):
+    """One task as a planner writes it; `id` and `branch` of the model's making are dropped: names are ours."""
+
+    description: Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT, strip_whitespace=True)]
+    scope: list[RepoPath] = Field(min_length=1, max_length=100)
+    acceptance: Text = ""
+    priority: int = Field(default=5, ge=1, le=10, description="1 is first")
+    replaces: list[str] = Field(
+        default_factory=list, max_length=20, description="ids of unlanded tasks this one redoes"
+    )
+
+    @field_validator("scope")
+    @classmethod
+    def _scope(cls, value: list[str]) -> list[str]:
+        return list(scope.normalise_all(value))
+
+
+class PlanReply(Wire):
+    """What a planner answers."""
+
+    scratchpad: Annotated[str, StringConstraints(max_length=60_000)] = ""
+    tasks: list[PlannedTask] = Field(default_factory=list, max_length=60)
+
+
+class TaskKind(StrEnum):
+    PLAN = "plan"
+    CONFLICT_FIX = "conflict-fix"
+    CHECK_FIX = "check-fix"
+
+
+class Task(Record):
+    """`tasks/<id>/task.json`: one piece of work, frozen when planned."""
+
+    id: str
+    build: str
+    iteration: str = Field(description="short key of the iteration that planned it, e.g. root.002")
+    planner: str = Field(description="root, fix, or the id of the delegated task it is part of")
+    kind: TaskKind = TaskKind.PLAN
+    description: str = Field(min_length=1, max_length=MAX_TEXT * 4)
+    scope: tuple[str, ...] = Field(min_length=1)
+    acceptance: str = ""
+    priority: int = Field(default=5, ge=1, le=10)
+    branch: str
+    delegated: bool = Field(default=False, description="goes to a subplanner, not to a worker")
+    replaces: tuple[str, ...] = Field(default=(), description="tasks that are superseded once this one lands")
+
+    @field_validator("id", "planner")
+    @classmethod
+    def _id(cls, value: str) -> str:
+        return value if value in (ids.ROOT, ids.FIX) else ids.check_task_id(value)
+
+
+class Plan(Record):
+    """`iterations/<key>/plan.json`: the frozen manifest. If it exists, no model is asked again."""
+
+    iteration: str
+    tasks: tuple[Task, ...] = Field(description="everything planned, delegated tasks included")
+    handoffs_seen: tuple[str, ...] = Field(default=(), description="tasks whose handoffs this planning round was given")
+    sweep: int | None = Field(default=None, description="the sweep a fix iteration answers")
+    base: Oid = Field(description="the commit the planner read")
+    scratchpad: str = ""
+    tokens: int = 0
+    duration_ms: int = 0
+
+    @property
+    def dispatched(self) -> tuple[Task, ...]:
+        """The tasks that go to workers, in priority order."""
+        return tuple(sorted((t for t in self.tasks if not t.delegated), key=lambda t: (t.priority, t.id)))
+
+
+# --- handoffs --------------------------------------------------------------------------------------------------------
+
+
+class HandoffStatus(StrEnum):
+    COMPLETE = "complete"
+    PARTIAL = "partial"
+    BLOCKED = "blocked"
+    FAILED = "failed"
+
+
+class HandoffMetrics(Wire):
+    lines_added: int = Field(default=0, ge=0)
+    lines_removed: int = Field(default=0, ge=0)
+    files_created: int = Field(default=0, ge=0)
+    files_modified: int = Field(default=0, ge=0)
+    tokens_used: int = Field(default=0, ge=0)
+    tool_call_count: int = Field(default=0, ge=0)
+    duration_ms: int = Field(default=0, ge=0)
+
+
+class Handoff(Wire):
+    """`tasks/<id>/handoff.json`: the specification's contract, field for field (seed/architecture.txt)."""
+
+    task_id: str
+    status: HandoffStatus
+    summary: Text
+    diff: Annotated[str, StringConstraints(max_length=MAX_DIFF + 200)] = ""
+    files_changed: list[RepoPath] = Field(default_factory=list, max_length=5_000)
+    concerns: list[Line] = Field(default_factory=list, max_length=MAX_LIST)
+    suggestions: list[Line] = Field(default_factory=list, max_length=MAX_LIST)
+    metrics: HandoffMetrics = Field(default_factory=HandoffMetrics)
+
+
+class CheckName(StrEnum):
+    INSTALL = "install"
+    COMPILE = "compile"
+    TYPES = "types"
+    LINT = "lint"
+    TEST = "test"
+
+
+class CheckStatus(StrEnum):
+    GREEN = "green"
+    RED = "red"
+    RED_BEFORE = "red-before"  # red in the worker's branch, and as red on its base: does not block landing
+    TIMEOUT = "timeout"
+    SKIPPED = "skipped"
+
+
+class CheckResult(Record):
+    """One check as it ran in a sandbox."""
+
+    name: CheckName
+    command: Line
+    status: CheckStatus
+    exit_code: int | None = None
+    output: Annotated[str, StringConstraints(max_length=40_000)] = Field(default="", description="tail of both streams")
+    duration_ms: int = 0
+
+    @property
+    def red(self) -> bool:
+        return self.status in (CheckStatus.RED, CheckStatus.TIMEOUT)
+
+
+class WorkerRun(Record):
+    """`tasks/<id>/run.json`: how the task was worked on (beside the handoff, which stays the specification's)."""
+
+    task: str
+    attempt: int = 1
+    provider: str
+    sandbox: str = ""
+    harness: str
+    harness_status: str = Field(description="completed, empty, llm_error, limit, timeout, stalled, crashed, cancelled")
+    error: Line = ""
+    base: Oid
+    head: Oid | None = Field(default=None, description="tip of the imported branch; None when nothing was committed")
+    commits: int = 0
+    checks: tuple[CheckResult, ...] = ()
+    tokens_in: int = 0
+    tokens_out: int = 0
+    cost_usd: float | None = Field(default=None, description="None: unknown price")
+    not_enforced: tuple[str, ...] = Field(default=(), description="defaults this provider or harness cannot enforce")
+    started_at: float
+    ended_at: float
+
+
+# --- landing ---------------------------------------------------------------------------------------------------------
+
+
+class LandingState(StrEnum):
+    QUEUED = "queued"
+    LANDED = "landed"
+    NOOP = "noop"  # nothing to land: empty diff, or main already holds it
+    CONFLICT = "conflict"
+    WITHHELD = "withheld"  # red checks, handoff not complete, hostile bundle, or nothing in scope
+    SUPERSEDED = "superseded"  # a task that replaces or fixes it has landed
+
+
+LANDING_TRANSITIONS: dict[LandingState, frozenset[LandingState]] = {
+    LandingState.QUEUED: frozenset(
+        {LandingState.LANDED, LandingState.NOOP, LandingState.CONFLICT, LandingState.WITHHELD}
+    ),
+    LandingState.CONFLICT: frozenset({LandingState.QUEUED, LandingState.SUPERSEDED}),
+    LandingState.WITHHELD: frozenset({LandingState.QUEUED, LandingState.SUPERSEDED}),
+    LandingState.LANDED: frozenset(),
+    LandingState.NOOP: frozenset({LandingState.SUPERSEDED}),
+    LandingState.SUPERSEDED: frozenset(),
+}
+
+
+class ConcernKind(StrEnum):
+    OUT_OF_SCOPE = "out-of-scope"
+    GENERATED = "generated"
+    UNSAFE_PATH = "unsafe-path"
+    CLAIMED = "claimed"
+    SQUASHED = "squashed"
+    CHECK_RED = "check-red"
+    NOT_COMPLETE = "not-complete"
+    CONFLICT = "conflict"
+
+
+class Concern(Record):
+    """Something a person or planner should know about a landing."""
+
+    kind: ConcernKind
+    text: Line
+    path: RepoPath = ""
+
+
+class ConflictFile(Record):
+    """One conflicted path, with what the fix task needs to see. Contents are None for binary, absent or large blobs."""
+
+    path: RepoPath
+    kind: Line = Field(description="git's own word: contents, modify/delete, rename/delete, add/add ...")
+    ours: str | None = Field(default=None, max_length=MAX_TEXT)
+    theirs: str | None = Field(default=None, max_length=MAX_TEXT)
+    merged: str | None = Field(default=None, max_length=MAX_TEXT * 2, description="with conflict markers")
+
+
+class LandingOutcome(Record):
+    """`tasks/<id>/landing.json`: what became of one branch, with its history."""
+
+    task: str
+    state: LandingState
+    reason: Line = ""
+    strategy: str = ""
+    onto: Oid | None = Field(default=None, description="head of the landing branch it was merged onto")
+    source: Oid | None = Field(default=None, description="tip of the worker's branch")
+    commits: tuple[Oid, ...] = Field(default=(), description="commits on the landing branch, oldest first")
+    landed_paths: tuple[str, ...] = ()
+    withheld_paths: tuple[str, ...] = ()
+    conflicts: tuple[ConflictFile, ...] = ()
+    conflict_with: tuple[str, ...] = Field(default=(), description="landed tasks that touched the conflicted paths")
+    concerns: tuple[Concern, ...] = ()
+    superseded_by: str | None = None
+    history: tuple[tuple[LandingState, float], ...] = ()
+
+    def moved(self, state: LandingState, at: float, **changes: Any) -> Self:
+        """The next outcome; raises ValueError for a transition that is not drawn in LANDING_TRANSITIONS."""
+        if state is not self.state and state not in LANDING_TRANSITIONS[self.state]:
+            raise ValueError(f"{self.task}: a landing that is {self.state} cannot become {state}")
+        return self.model_validate({**dict(self), **changes, "state": state, "history": (*self.history, (state, at))})
+
+    @property
+    def settled(self) -> bool:
+        return self.state is not LandingState.QUEUED
+
+
+# --- repository and health -------------------------------------------------------------------------------------------
+
+
+class RepoState(Record):
+    """`iterations/<key>/repo_state.json`: what an iteration found on main."""
+
+    head: Oid
+    branch: str
+    files: int = Field(description="files in the tree")
+    tree: tuple[str, ...] = Field(description="paths, at most 2,000, sorted")
+    log: tuple[str, ...] = Field(description="newest 40 commits as `<short oid> <subject>`")
+    documents: dict[str, str] = Field(
+        default_factory=dict, description="SPEC.md, FEATURES.json, AGENTS.md, DECISIONS.md where present, cut to size"
+    )
+
+
+class Sweep(Record):
+    """`sweeps/<n>.json`: one build-and-test of main in a clean checkout."""
+
+    number: int = Field(ge=1)
+    head: Oid
+    iteration: str = ""
+    checks: tuple[CheckResult, ...] = ()
+    conflict_markers: tuple[RepoPath, ...] = ()
+    error: Line = Field(default="", description="why the sweep itself could not run; such a sweep is not green")
+    started_at: float
+    ended_at: float
+
+    @property
+    def green(self) -> bool:
+        """True only when a check ran green and nothing is red."""
+        ran = [c for c in self.checks if c.status is not CheckStatus.SKIPPED]
+        return (
+            bool(ran)
+            and not self.error
+            and not self.conflict_markers
+            and all(c.status is CheckStatus.GREEN for c in ran)
+        )
+
+    @property
+    def checked(self) -> bool:
+        """False when the repository offers nothing to check: such a main is neither green nor red."""
+        return any(c.status is not CheckStatus.SKIPPED for c in self.checks)
+
+    @property
+    def red(self) -> bool:
+        return bool(self.error or self.conflict_markers or any(c.red for c in self.checks))
+
+
+class MetricsSnapshot(Record):
+    """`iterations/<key>/metrics.json`: figures of one iteration and of the build so far."""
+
+    iteration: str
+    tasks: int = 0
+    landed: int = 0
+    conflicts: int = 0
+    withheld: int = 0
+    tokens: int = 0
+    tokens_build: int = Field(default=0, description="all planners and workers of the build so far")
+    lines_added: int = 0
+    lines_removed: int = 0
+    worker_ms: int = 0
+    iteration_ms: int = 0
+    health: Literal["green", "red", "unchecked"] = "unchecked"
+
+
+class IterationFailure(Record):
+    """`iterations/<key>/failure.json`: why an attempt ended without its metrics; removed by the next attempt."""
+
+    attempt: int
+    kind: Literal["model", "plan", "budget", "repository", "cancelled", "crash"]
+    reason: Line
+
+
+class Leftover(Record):
+    """A task that did not land and was not superseded."""
+
+    task: str
+    state: str
+    reason: Line
+    description: Line
+
+
+class BuildReport(Record):
+    """`report.json`: the last word on a build."""
+
+    build: str
+    verdict: Verdict
+    reason: Line = ""
+    head: Oid
+    branch: str
+    tasks: int
+    landed: int
+    superseded: int
+    leftovers: tuple[Leftover, ...] = ()
+    sweep: int | None = None
+    health: Literal["green", "red", "unchecked"] = "unchecked"
+    iterations: int = 0
+    conflicts: int = 0
+    tokens: int = 0
+    cost_usd: float | None = None
+    wall_s: float = 0
+    finalization_attempts: int = 0
+    rehearsal: bool = False
+
+    @model_validator(mode="after")
+    def _honest(self) -> Self:
+        if self.verdict is Verdict.GREEN and (self.leftovers or self.health == "red"):
+            raise ValueError("a report with leftovers or a red main is not green")
+        return self

@@ -1,0 +1,126 @@
+"""Every setting of a build: name, default, range and meaning. Secrets are not here: only the gateway knows them.
+
+A field's environment variable is its name in capitals. `adapters/settings.py` reads the environment; nothing else does.
+"""
+
+from enum import StrEnum
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+
+class Origin(StrEnum):
+    """Where a value came from, strongest first."""
+
+    LAUNCH = "launch field"
+    FLAG = "command line"
+    ENVIRONMENT = "environment"
+    DOTENV = ".env"
+    TARGET = ".longshot.toml"
+    DEFAULT = "default"
+
+
+class MergeStrategy(StrEnum):
+    FAST_FORWARD = "fast-forward"
+    REBASE = "rebase"
+    MERGE_COMMIT = "merge-commit"
+    SQUASH = "squash"
+
+
+class Provider(StrEnum):
+    AUTO = "auto"
+    LOCAL = "local"
+    MODAL = "modal"
+
+
+class HarnessName(StrEnum):
+    AUTO = "auto"
+    BUILTIN = "builtin"
+
+
+class Network(StrEnum):
+    NONE = "none"
+    OPEN = "open"
+
+
+class Isolation(StrEnum):
+    AUTO = "auto"
+    NONE = "none"
+
+
+class Checkpoint(StrEnum):
+    REMOTE = "remote"
+    LOCAL = "local"
+
+
+class Settings(BaseModel):
+    """Settings of one build, frozen into its `request.json`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    git_repo_url: str = Field(
+        default="", description="URL or path of the repository to build in (`--repo` on the command line)"
+    )
+
+    max_workers: int = Field(default=50, ge=0, le=1000, description="tasks worked on at once, fleet-wide; 0 pauses")
+    worker_timeout: int = Field(default=1800, ge=1, le=86_400, description="seconds a worker may take for one task")
+
+    llm_model: str = Field(default="glm-5", min_length=1, description="model name sent to the endpoints")
+    llm_max_tokens: int = Field(default=65_536, ge=1, description="tokens a single answer may have")
+    llm_temperature: float = Field(default=0.7, ge=0, le=2, description="sampling temperature")
+    llm_timeout: int = Field(default=600, ge=1, le=7200, description="seconds to wait for one answer of the model")
+
+    sandbox_provider: Provider = Field(default=Provider.AUTO, description="where workers run: auto, local, modal")
+    sandbox_network: Network = Field(
+        default=Network.NONE, description="what a worker may reach beside its model: none, open"
+    )
+    sandbox_isolation: Isolation = Field(
+        default=Isolation.AUTO,
+        description="auto needs bubblewrap; none runs agents as YOU, with your files and network, and must be asked for",
+    )
+    sandbox_cpu_cores: float = Field(default=4, gt=0, le=256, description="CPU cores per sandbox")
+    sandbox_memory_mb: int = Field(default=8192, ge=64, description="memory per sandbox, MB")
+    sandbox_idle_timeout: int = Field(
+        default=300, ge=1, description="seconds without a sign of life before a worker is ended"
+    )
+
+    harness: HarnessName = Field(default=HarnessName.AUTO, description="coding agent: auto, builtin")
+
+    git_main_branch: str = Field(
+        default="main", min_length=1, description="branch of the target that work starts from and lands on"
+    )
+    git_branch_prefix: str = Field(default="worker/", min_length=1, description="prefix of workers' branch names")
+
+    health_check_interval: int = Field(
+        default=10, ge=0, description="seconds: minimum interval of the `reconcile` sensor"
+    )
+    merge_strategy: MergeStrategy = Field(
+        default=MergeStrategy.REBASE, description="fast-forward, rebase, merge-commit or squash"
+    )
+    finalization_enabled: bool = Field(default=True, description="sweep main after all tasks have landed")
+    finalization_max_attempts: int = Field(
+        default=3, ge=0, le=100, description="rounds of fixing a red main at the end"
+    )
+
+    max_iterations: int = Field(default=100, ge=1, le=999, description="planning rounds of the root planner")
+    max_tokens_per_build: int = Field(
+        default=20_000_000, ge=0, description="tokens after which a build pauses; 0: no limit"
+    )
+
+    check_install: str = Field(default="", description="install command; empty: detected, `none`: skipped")
+    check_compile: str = Field(default="", description="compile command; empty: detected, `none`: skipped")
+    check_types: str = Field(default="", description="type-check command; empty: detected, `none`: skipped")
+    check_lint: str = Field(default="", description="lint command; empty: detected, `none`: skipped")
+    check_test: str = Field(default="", description="test command; empty: detected, `none`: skipped")
+    check_timeout: int = Field(default=600, ge=1, le=86_400, description="seconds each check may take")
+
+    checkpoint: Checkpoint = Field(
+        default=Checkpoint.REMOTE, description="push the ledger beside main, or keep it local"
+    )
+
+    @field_validator("git_main_branch", "git_branch_prefix")
+    @classmethod
+    def _ref(cls, value: str) -> str:
+        bad = set(" ~^:?*[\\\x7f") & set(value) or ".." in value or "//" in value or value.startswith(("/", "-", "."))
+        if bad or any(ord(c) < 32 for c in value) or "@{" in value or value.endswith((".lock", ".")):
+            raise ValueError("is not part of a legal git branch name")
+        return value
