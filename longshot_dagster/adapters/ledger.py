@@ -373,7 +373,7 @@ def locked(path: UPath | Path) -> Iterator[None]:
             yield
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "a+b") as file:
+        with path.open("a+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             try:
                 yield

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_vali
 from pydantic.alias_generators import to_camel
 
 from longshot_dagster.core import ids, scope
+from longshot_dagster.core.errors import WrongUse
 from longshot_dagster.core.settings import Origin, Settings
 
 SCHEMA = 1  # of the ledger; a reader knows this one and the one before it
@@ -135,7 +136,10 @@ class PlannedTask(Wire):
     @field_validator("scope")
     @classmethod
     def _scope(cls, value: list[str]) -> list[str]:
-        return list(scope.normalise_all(value))
+        try:
+            return list(scope.normalise_all(value))
+        except WrongUse as e:  # a model's mistake: pydantic tells it, and it may answer again
+            raise ValueError(str(e)) from e
 
 
 class PlanReply(Wire):

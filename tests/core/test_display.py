@@ -1,0 +1,43 @@
+"""Hostile text on its way to a person's screen."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.text import Text
+
+from longshot_dagster.core.display import code_block, display
+
+HOSTILE = "[/bold] \x1b[31mred\x1b]8;;http://x\x07 <img src=x onerror=y> \u202egnp.exe ![a](http://x) `` ``` \x00"
+
+
+@given(st.text() | st.just(HOSTILE))
+def test_rich_shows_any_text_literally_and_never_crashes(text):
+    shown = Text.from_markup(display(text, "terminal")).plain
+    assert "\x1b" not in shown and "\x00" not in shown
+
+
+@pytest.mark.parametrize("where", ["terminal", "markdown", "html", "plain"])
+def test_no_control_or_bidirectional_character_survives(where):
+    shown = display(HOSTILE, where)
+    assert not set(shown) & set("\x1b\x00\x07\u202e")
+
+
+def test_html_is_escaped():
+    assert "<img" not in display(HOSTILE, "html")
+
+
+def test_markdown_has_no_image_link_or_tag_left():
+    shown = display(HOSTILE, "markdown")
+    assert "<img" not in shown.replace("\\<", "") and "](" not in shown.replace("\\", "\\\\").replace("\\\\](", "")
+    assert "http://" not in shown
+
+
+def test_a_long_text_is_cut_and_says_so():
+    assert display("x" * 5000, "plain", 100) == "x" * 99 + "…"
+
+
+@given(st.text(alphabet="`\nab"))
+def test_nothing_inside_a_code_block_closes_it(text):
+    block = code_block(text)
+    fence = block.split("\n", 1)[0]
+    assert all(not line.startswith(fence) for line in block.split("\n")[1:-1])
