@@ -1,0 +1,1 @@
+"""A pocket almanac for the terminal."""

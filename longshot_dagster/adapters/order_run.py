@@ -1,0 +1,174 @@
+"""One order carried out in one sandbox: everything in, the worker run, everything out with a size limit.
+
+What comes out was written by an agent, so what is too large, missing or unreadable is a finding, never an exception.
+"""
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from longshot_dagster.adapters.worker_archive import worker_archive
+from longshot_dagster.core import contract
+from longshot_dagster.core.clock import Clock
+from longshot_dagster.core.contract import Mode, WorkOrder, WorkResult
+from longshot_dagster.core.errors import (
+    Cancelled,
+    FileMissing,
+    HostileBundle,
+    RepositoryError,
+    SandboxError,
+    SandboxRefused,
+    TooLarge,
+)
+from longshot_dagster.core.sandbox import ExecResult, NetworkMode, Sandbox, SandboxProvider, SandboxSpec
+from longshot_dagster.core.settings import Settings
+from longshot_dagster.core.working import read_result
+
+RETRIES = 2
+_BACK_OFF_S = 2.0
+_SALVAGE_S = 90.0
+_MARGIN_S = 600  # of a sandbox's lifetime, for what comes before and after the work
+_WORKER = Path(contract.WORKER)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """What came out. Without a `result`, `problem` says why in one line."""
+
+    result: WorkResult | None
+    problem: str
+    bundle: bytes | None
+    transcript: bytes
+
+
+@contextlib.contextmanager
+def sandbox_for(
+    provider: SandboxProvider,
+    settings: Settings,
+    tags: Mapping[str, str],
+    work_s: float,
+    sockets: Mapping[str, str] | None = None,
+) -> Iterator[Sandbox]:
+    """A fresh sandbox that is gone afterwards; one that an earlier, killed process left for the same `tags` goes first."""
+    end_sandboxes(provider, tags)
+    able = provider.capabilities
+    wanted: NetworkMode = "open" if settings.sandbox_network.value == "open" or "none" not in able.network else "none"
+    sandbox = provider.create(
+        SandboxSpec(
+            name="-".join(tags.values()),
+            tags=tags,
+            env={"LONGSHOT_NETWORK": wanted},
+            network=wanted,
+            lifetime_s=int(work_s) + _MARGIN_S,
+            cpu=settings.sandbox_cpu_cores if able.enforces_cpu else None,
+            memory_mb=settings.sandbox_memory_mb if able.enforces_memory else None,
+            sockets=sockets or {},
+        )
+    )
+    try:
+        yield sandbox
+    finally:
+        sandbox.terminate()
+
+
+def end_sandboxes(provider: SandboxProvider, tags: Mapping[str, str]) -> int:
+    """Terminate every sandbox that carries `tags`; how many there were."""
+    found = provider.list(tags)
+    for info in found:
+        with contextlib.suppress(SandboxError):
+            provider.attach(info.id).terminate()
+    return len(found)
+
+
+def carry_out(
+    sandbox: Sandbox, order: WorkOrder, bundle: Path, timeout_s: float, cancelled: Callable[[], bool]
+) -> Delivery:
+    """Raises Cancelled, SandboxError; a worker that hangs or dies is ended and what it did is salvaged."""
+    sandbox.write(contract.WORKER, worker_archive())
+    sandbox.write(contract.BUNDLE_IN, bundle.read_bytes())
+    ran = _run(sandbox, order, timeout_s, cancelled)
+    if _was_interrupted(sandbox, ran) and order.mode is Mode.WORK:
+        salvage = order.model_copy(update={"mode": Mode.SALVAGE, "deadline_s": _SALVAGE_S})
+        _run(sandbox, salvage, _SALVAGE_S, cancelled)
+        return _collect(sandbox, order, None if ran.timed_out else _last_words(ran))
+    if ran.timed_out:
+        return Delivery(None, f"nothing came back within {timeout_s:.0f} s", None, b"")
+    return _collect(sandbox, order, None)
+
+
+def retried(once: Callable[[int], T], failed: Callable[[str], T], clock: Clock, cancelled: Callable[[], bool]) -> T:
+    """`once(attempt)`, again after infrastructure trouble, and at last `failed(why)`.
+
+    Trouble of sandbox or git may pass. What else is raised, as Cancelled and a paused build, is the caller's.
+    """
+    for attempt in range(1, RETRIES + 2):
+        try:
+            return once(attempt)
+        except (HostileBundle, SandboxRefused) as e:
+            return failed(str(e))
+        except (SandboxError, RepositoryError, OSError) as e:
+            if attempt > RETRIES:
+                return failed(f"{e} (tried {attempt} times)")
+            clock.sleep(_BACK_OFF_S * 2 ** (attempt - 1))
+            if cancelled():
+                raise Cancelled("cancelled between two attempts") from e
+    raise AssertionError("unreachable: the last attempt returns")
+
+
+def _run(sandbox: Sandbox, order: WorkOrder, timeout_s: float, cancelled: Callable[[], bool]) -> ExecResult:
+    sandbox.write(contract.ORDER, json.dumps(order.model_dump(mode="json", by_alias=True)).encode())
+    argv = ["python3", "-I", _WORKER.name]
+    return sandbox.exec(argv, cwd=str(_WORKER.parent), timeout_s=timeout_s, cancelled=cancelled, keep_bytes=8_000)
+
+
+def _was_interrupted(sandbox: Sandbox, ran: ExecResult) -> bool:
+    """Did the worker end before it wrote its result?"""
+    if ran.timed_out or ran.exit_code != 0:
+        return True
+    try:
+        sandbox.read(contract.RESULT, max_bytes=contract.MAX_RESULT_BYTES)
+    except FileMissing:
+        return True
+    except TooLarge:
+        return False
+    return False
+
+
+def _collect(sandbox: Sandbox, order: WorkOrder, crash: str | None) -> Delivery:
+    transcript = _optional(sandbox, contract.TRANSCRIPT, contract.MAX_TRANSCRIPT_BYTES)
+    if isinstance(transcript, str):
+        transcript = json.dumps({"type": "note", "text": f"no transcript is kept: {transcript}"}).encode() + b"\n"
+    try:
+        result = read_result(sandbox.read(contract.RESULT, max_bytes=contract.MAX_RESULT_BYTES), order.task_id)
+    except FileMissing:
+        return Delivery(None, crash or "the worker ended without a result", None, transcript or b"")
+    except (TooLarge, ValueError) as e:
+        return Delivery(None, str(e), None, transcript or b"")
+    if crash:
+        result = result.model_copy(update={"harness_status": "crashed", "error": crash})
+    bundle = _optional(sandbox, contract.BUNDLE_OUT, contract.MAX_BUNDLE_BYTES) if result.head else None
+    if isinstance(bundle, str):
+        return Delivery(None, bundle, None, transcript or b"")
+    return Delivery(result, "", bundle, transcript or b"")
+
+
+def _optional(sandbox: Sandbox, path: str, max_bytes: int) -> bytes | str | None:
+    """The file's bytes, None when it is missing, or one line when it is too large."""
+    try:
+        return sandbox.read(path, max_bytes=max_bytes)
+    except FileMissing:
+        return None
+    except TooLarge as e:
+        return str(e)
+
+
+def _last_words(ran: ExecResult) -> str:
+    if ran.exit_code == 0:
+        return "the worker ended without a result"
+    lines = (ran.stderr or ran.stdout).decode("utf-8", "replace").strip().splitlines()
+    return f"the worker ended with exit code {ran.exit_code}: {lines[-1][:500] if lines else 'it said nothing'}"

@@ -1,0 +1,265 @@
+"""One task worked on, from the ledger's task to the ledger's handoff; a task that has a handoff is never worked on again."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from longshot_dagster.adapters.exclusive import claim
+from longshot_dagster.adapters.ledger import BuildLedger
+from longshot_dagster.adapters.order_run import Delivery, carry_out, retried, sandbox_for
+from longshot_dagster.adapters.providers import not_enforced
+from longshot_dagster.adapters.shipped import prompt
+from longshot_dagster.core import contract
+from longshot_dagster.core.clock import Clock
+from longshot_dagster.core.contract import WorkResult
+from longshot_dagster.core.errors import BudgetExhausted, Cancelled, HostileBundle, LongshotError, ModelUnavailable
+from longshot_dagster.core.models import MAX_DIFF, BuildRequest, Handoff, HandoffMetrics, Task, WorkerRun
+from longshot_dagster.core.sandbox import SandboxProvider
+from longshot_dagster.core.working import (
+    MODEL_FAILED,
+    OVER_BUDGET,
+    check_results,
+    concerns,
+    failed,
+    harness_of,
+    judge,
+    work_order,
+)
+
+_WAIT_S = 0.2
+_MAX_FILES = 5_000
+
+
+class FileChange(Protocol):
+    """One changed path; `status` is git's letter, `added` and `removed` are lines."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def status(self) -> str: ...
+    @property
+    def added(self) -> int: ...
+    @property
+    def removed(self) -> int: ...
+
+
+class Diff(Protocol):
+    @property
+    def text(self) -> str: ...
+    @property
+    def files(self) -> "tuple[FileChange, ...]": ...
+
+
+class Mirror(Protocol):
+    """What a worker needs of the repository."""
+
+    def fetch(self) -> str: ...
+    def bundle(self, base: str) -> Path: ...
+    def intake(self, build: str, task: str, base: str, bundle: bytes) -> str: ...
+    def diff(self, base: str, head: str) -> Diff: ...
+
+
+class Usage(Protocol):
+    @property
+    def tokens_in(self) -> int: ...
+    @property
+    def tokens_out(self) -> int: ...
+
+
+class Gateway(Protocol):
+    """What a worker needs of the way to the model."""
+
+    def open(self, build: str, key: str, budget: int, timeout_s: float | None = None) -> str: ...
+    def close(self, build: str, key: str) -> None: ...
+    def usage(self, build: str, key: str | None = None) -> Usage: ...
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """One attempt at a task, as far as it is known before the sandbox says anything."""
+
+    number: int
+    base: str
+    sandbox: str
+    started_at: float
+    began: float
+    tokens_before: int
+
+
+class WorkerRunner:
+    """Works on tasks of one build; one object may serve any number of threads."""
+
+    def __init__(
+        self,
+        ledger: BuildLedger,
+        request: BuildRequest,
+        provider: SandboxProvider,
+        mirror: Mirror,
+        gateway: Gateway,
+        clock: Clock,
+    ) -> None:
+        self._ledger = ledger
+        self._request = request
+        self._provider = provider
+        self._mirror = mirror
+        self._gateway = gateway
+        self._clock = clock
+
+    def run(self, task: Task, cancelled: Callable[[], bool]) -> Handoff:
+        """The task's handoff, from the ledger or from a sandbox. Infrastructure trouble becomes a `failed` handoff.
+
+        Raises Cancelled, ModelUnavailable and BudgetExhausted, and then the task stays unfinished.
+        """
+        if handoff := self._ledger.handoff(task.id):
+            return handoff
+        with self._alone(task, cancelled):
+            if handoff := self._ledger.handoff(task.id):  # another process was faster
+                return handoff
+            began = self._clock.monotonic()
+            return retried(
+                once=lambda number: self._work(task, number, cancelled),
+                failed=lambda why: self._failed(task, why, began),
+                clock=self._clock,
+                cancelled=cancelled,
+            )
+
+    @contextlib.contextmanager
+    def _alone(self, task: Task, cancelled: Callable[[], bool]) -> Iterator[None]:
+        """Only one thread of one process works on a task; a person may have started it a second time in the UI."""
+        directory = self._ledger.directory / "tasks" / task.id
+        if not isinstance(directory, Path):
+            yield
+            return
+        while True:
+            with claim(directory / ".work.lock") as mine:
+                if mine:
+                    yield
+                    return
+            if cancelled():
+                raise Cancelled(f"cancelled while another process works on {task.id}")
+            self._clock.sleep(_WAIT_S)
+
+    def _work(self, task: Task, number: int, cancelled: Callable[[], bool]) -> Handoff:
+        if cancelled():
+            raise Cancelled(f"cancelled before {task.id} was worked on")
+        build, settings = self._request.build, self._request.settings
+        started_at, began = self._clock.now(), self._clock.monotonic()
+        base = self._mirror.fetch()
+        order = work_order(task, self._request, base, prompt("worker"))
+        socket = self._gateway.open(build, task.id, settings.max_tokens_per_build, settings.llm_timeout)
+        try:
+            before = self._tokens(task)
+            tags = {"build": build, "task": task.id}
+            with sandbox_for(
+                self._provider, settings, tags, settings.worker_timeout, {contract.SOCKET: socket}
+            ) as sandbox:
+                attempt = _Attempt(number, base, sandbox.id, started_at, began, sum(before))
+                delivery = carry_out(sandbox, order, self._mirror.bundle(base), settings.worker_timeout, cancelled)
+        finally:
+            with contextlib.suppress(LongshotError):  # a gateway that is gone has nothing open
+                self._gateway.close(build, task.id)
+        self._ledger.save_transcript(task.id, delivery.transcript)
+        return self._record(task, attempt, delivery)
+
+    def _record(self, task: Task, attempt: _Attempt, delivery: Delivery) -> Handoff:
+        """Decide what the delivery is worth, and write run and handoff, in that order."""
+        result = delivery.result
+        if result is None:
+            self._save_run(task, attempt, "crashed", error=delivery.problem)
+            return self._save(failed(task, delivery.problem, sum(self._tokens(task)), self._ms_since(attempt.began)))
+        try:
+            bundle = delivery.bundle if result.head else None
+            head = self._mirror.intake(self._request.build, task.id, attempt.base, bundle) if bundle else None
+        except HostileBundle as e:
+            self._save_run(task, attempt, result.harness_status, error=str(e), result=result)
+            return self._save(failed(task, str(e), sum(self._tokens(task)), self._ms_since(attempt.began)))
+        diff = self._mirror.diff(attempt.base, head) if head else None
+        changed = diff is not None and bool(diff.files)
+        self._must_have_had_a_model(task, attempt, result, changed)
+        self._save_run(task, attempt, result.harness_status, error=result.error, result=result, head=head)
+        files = diff.files if diff else ()
+        metrics = HandoffMetrics(
+            lines_added=sum(f.added for f in files),
+            lines_removed=sum(f.removed for f in files),
+            files_created=sum(f.status == "A" for f in files),
+            files_modified=sum(f.status != "A" for f in files),
+            tokens_used=sum(self._tokens(task)),
+            tool_call_count=min(result.metrics.tool_call_count, 1_000_000),
+            duration_ms=self._ms_since(attempt.began),
+        )
+        return self._save(
+            Handoff(
+                task_id=task.id,
+                status=judge(result, changed),
+                summary=result.summary or result.error or "(the agent gave no summary)",
+                diff=diff.text[: MAX_DIFF + 200] if diff else "",
+                files_changed=[f.path for f in files[:_MAX_FILES]],
+                concerns=concerns(result),
+                suggestions=result.suggestions,
+                metrics=metrics,
+            )
+        )
+
+    def _must_have_had_a_model(self, task: Task, attempt: _Attempt, result: WorkResult, changed: bool) -> None:
+        """Raises ModelUnavailable or BudgetExhausted when the gateway confirms what the sandbox claims."""
+        budget = self._request.settings.max_tokens_per_build
+        if result.harness_status == OVER_BUDGET and budget:
+            spent = self._gateway.usage(self._request.build)
+            if spent.tokens_in + spent.tokens_out >= budget:
+                raise BudgetExhausted(f"MAX_TOKENS_PER_BUILD={budget:,} is spent; {task.id} was not finished")
+        silent = sum(self._tokens(task)) == attempt.tokens_before
+        if result.harness_status == MODEL_FAILED and silent and not changed:
+            raise ModelUnavailable(f"no answer from the model for {task.id}: {result.error or 'no reason given'}")
+
+    def _failed(self, task: Task, why: str, began: float) -> Handoff:
+        if self._ledger.run(task.id) is None:
+            now = self._clock.now()
+            started_at = now - (self._clock.monotonic() - began)
+            self._save_run(task, _Attempt(1, self._request.base, "", started_at, began, 0), "crashed", error=why)
+        return self._save(failed(task, why, sum(self._tokens(task)), self._ms_since(began)))
+
+    def _save(self, handoff: Handoff) -> Handoff:
+        self._ledger.save_handoff(handoff)
+        return handoff
+
+    def _save_run(
+        self,
+        task: Task,
+        attempt: _Attempt,
+        harness_status: str,
+        error: str = "",
+        result: WorkResult | None = None,
+        head: str | None = None,
+    ) -> None:
+        settings = self._request.settings
+        tokens_in, tokens_out = self._tokens(task)
+        self._ledger.save_run(
+            WorkerRun(
+                task=task.id,
+                attempt=attempt.number,
+                provider=self._provider.name,
+                sandbox=attempt.sandbox,
+                harness=harness_of(settings),
+                harness_status=harness_status,
+                error=error[:2_000],
+                base=attempt.base,
+                head=head,
+                commits=result.commits if result and head else 0,
+                checks=check_results(result) if result else (),
+                tokens_in=tokens_in,
+                tokens_out=tokens_out,
+                not_enforced=not_enforced(settings, self._request.origins, self._provider),
+                started_at=attempt.started_at,
+                ended_at=self._clock.now(),
+            )
+        )
+
+    def _tokens(self, task: Task) -> tuple[int, int]:
+        """In and out, as the gateway counted them over all attempts."""
+        usage = self._gateway.usage(self._request.build, task.id)
+        return usage.tokens_in, usage.tokens_out
+
+    def _ms_since(self, began: float) -> int:
+        return max(0, int((self._clock.monotonic() - began) * 1000))

@@ -1,0 +1,163 @@
+"""What the script answers to one chat completion request: a pure function, so the server needs no memory.
+
+Who asks is read from the first line of the system prompt, what for from the last user message that is headed
+`# Task <id>`, `# Planning round <key>` or `# Fix round <key>`, and how far it has come from the assistant's messages
+after that one.
+"""
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from longshot_dagster.core.models import TaskKind
+from longshot_dagster.core.usage import BYTES_PER_TOKEN
+from longshot_dagster.testing.script import Action, FaultKind, Role, Script, Step
+
+_ROLES = {
+    "You are Longshot's root planner.": Role.ROOT,
+    "You are a Longshot subplanner.": Role.SUBPLANNER,
+    "You are a Longshot worker.": Role.WORKER,
+    "You are Longshot's reconciler.": Role.RECONCILER,
+}
+_HEADING = re.compile(r"# (?:Task|Planning round|Fix round) (\S+)\s*")
+_KIND = re.compile(r"^Kind: (plan|conflict-fix|check-fix)\s*$", re.MULTILINE)
+_PROSE = "What a lovely task! I would begin by thinking about it carefully, and then do it step by step."
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request, understood."""
+
+    role: Role
+    subject: str  # task id or short iteration key; empty when no message is headed
+    text: str  # the headed message
+    said: str  # all user messages
+    step: int  # assistant messages since the headed one
+    tools: frozenset[str]
+    prompt_tokens: int
+
+
+@dataclass(frozen=True)
+class Call:
+    id: str
+    tool: str
+    arguments: str  # JSON
+
+
+@dataclass(frozen=True)
+class Answer:
+    content: str = ""
+    calls: tuple[Call, ...] = ()
+    delay_s: float = 0
+    finish_reason: str = "stop"
+
+    @property
+    def completion_tokens(self) -> int:
+        return _tokens(len(self.content) + sum(len(c.tool) + len(c.arguments) for c in self.calls))
+
+
+def understand(body: dict[str, Any]) -> Asked:
+    """`body` is a chat completion request; what is missing or odd in it counts as absent."""
+    messages, offered = _objects(body.get("messages")), _objects(body.get("tools"))
+    users = [(n, _text(m)) for n, m in enumerate(messages) if m.get("role") == "user"]
+    headed = [(n, text, found[1]) for n, text in users if (found := _HEADING.fullmatch(_first_line(text)))]
+    last_user = users[-1] if users else (-1, "")
+    at, text, subject = headed[-1] if headed else (*last_user, "")
+    functions = _objects([tool.get("function") for tool in offered])
+    tools = frozenset(name for f in functions if isinstance(name := f.get("name"), str))
+    return Asked(
+        role=_role(messages),
+        subject=subject,
+        text=text,
+        said="\n".join(said for _, said in users),
+        step=sum(m.get("role") == "assistant" for m in messages[at + 1 :]),
+        tools=tools if body.get("tool_choice") != "none" else frozenset(),
+        prompt_tokens=_tokens(len(json.dumps([messages, offered], ensure_ascii=False))),
+    )
+
+
+def answer(script: Script, asked: Asked) -> Answer:
+    """The next line of whoever is asked."""
+    if not asked.subject:
+        return Answer("This is the scripted model of a rehearsal; it answers Longshot's planners and workers.")
+    match asked.role:
+        case Role.ROOT | Role.SUBPLANNER:
+            planner = script.planner(asked.role, asked.said)
+            number = asked.subject.rpartition(".")[2]
+            turn = planner.round(int(number) if number.isdigit() else 1)
+            return _next(asked, turn.look, turn.reply, turn.delay_s)
+        case Role.WORKER:
+            worker = script.worker(_kind(asked), asked.text)
+            return _next(asked, worker.steps, worker.last_words, 0 if asked.step else worker.delay_s)
+        case Role.RECONCILER:
+            return Answer(script.fixes(asked.text).reply)
+    return Answer(_PROSE)
+
+
+def spoiled(good: Answer, fault: FaultKind) -> Answer:
+    """`good` as a model would spoil it; only for faults that are an answer at all."""
+    match fault:
+        case FaultKind.PROSE:
+            return Answer(_PROSE)
+        case FaultKind.EMPTY:
+            return Answer("")
+        case FaultKind.TRUNCATED:
+            calls = tuple(replace(c, arguments=_half(c.arguments)) for c in good.calls)
+            return replace(good, content=_half(good.content), calls=calls, finish_reason="length")
+    raise ValueError(f"{fault} is not an answer")
+
+
+def _next(asked: Asked, steps: Iterable[Step], last_words: str, delay_s: float) -> Answer:
+    possible = [offered for step in steps if (offered := [a for a in step if a.tool in asked.tools])]
+    if asked.step >= len(possible):
+        return Answer(last_words, delay_s=delay_s)
+    calls = tuple(_call(asked, number, action) for number, action in enumerate(possible[asked.step], 1))
+    return Answer(calls=calls, delay_s=delay_s, finish_reason="tool_calls")
+
+
+def _call(asked: Asked, number: int, action: Action) -> Call:
+    arguments = json.dumps(action.arguments, ensure_ascii=False)
+    return Call(f"call_{asked.subject.replace('.', '_')}_{asked.step + 1}_{number}", action.tool, arguments)
+
+
+def _kind(asked: Asked) -> TaskKind:
+    if told := _KIND.search(asked.text):
+        return TaskKind(told[1])
+    if asked.subject.startswith("r"):
+        return TaskKind.PLAN
+    return TaskKind.CONFLICT_FIX if "conflict" in asked.text.lower() else TaskKind.CHECK_FIX
+
+
+def _role(messages: list[dict[str, Any]]) -> Role:
+    for message in messages:
+        if message.get("role") in ("system", "developer"):
+            for opening, role in _ROLES.items():
+                if _first_line(_text(message)).startswith(opening):
+                    return role
+    return Role.OTHER
+
+
+def _objects(value: Any) -> list[dict[str, Any]]:
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
+def _text(message: dict[str, Any]) -> str:
+    """A message's text, whether it is written as one string or as parts."""
+    content = message.get("content")
+    if isinstance(content, list):
+        return "\n".join(str(p.get("text", "")) for p in content if isinstance(p, dict))
+    return content if isinstance(content, str) else ""
+
+
+def _first_line(text: str) -> str:
+    return text.lstrip().partition("\n")[0]
+
+
+def _half(text: str) -> str:
+    return text[: len(text) // 2]
+
+
+def _tokens(characters: int) -> int:
+    return characters // BYTES_PER_TOKEN + 1
