@@ -40,6 +40,10 @@ class Home:
         return self._folder("gateway")
 
     @property
+    def leases(self) -> Path:
+        return self._folder("leases")
+
+    @property
     def runtime(self) -> Path:
         """Sockets: a short path outside the home, because a unix socket's path has at most 107 bytes.
 

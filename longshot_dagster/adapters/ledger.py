@@ -28,6 +28,7 @@ from longshot_dagster.core.errors import LedgerError, WrongUse
 from longshot_dagster.core.ids import FIX, IterationKey, check_build_id, check_task_id, parse_iteration_key
 from longshot_dagster.core.lifecycle import BuildView, IterationStatus, IterationView, SweepView, TaskView
 from longshot_dagster.core.models import (
+    BuildPhase,
     BuildReport,
     BuildRequest,
     BuildState,
@@ -52,6 +53,8 @@ class Ledger:
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = UPath(root)
+        self._open: dict[str, BuildLedger] = {}
+        self._finished: set[str] = set()
 
     def build(self, build: str) -> "BuildLedger":
         """The build's ledger, which need not exist yet; raises WrongUse for a name that cannot be one."""
@@ -64,6 +67,20 @@ class Ledger:
             known = ", ".join(self.builds()[-5:]) or "none yet"
             raise WrongUse(f"no build {build!r} here (newest: {known}); `longshot status` lists them all")
         return found
+
+    def unfinished(self) -> list["BuildLedger"]:
+        """Builds that still have something to do, paused ones included; cheap when asked often of the same object."""
+        if not self.root.exists():
+            return []
+        for name in sorted(d.name for d in self.root.iterdir() if d.name not in self._finished):
+            if name not in self._open and (self.root / name / "request.json").exists():
+                self._open[name] = BuildLedger(self.root / name, name)
+        for name, ledger in list(self._open.items()):
+            if ledger.exists() and ledger.state().phase is not BuildPhase.FINISHED:
+                continue
+            self._finished.add(name)
+            self._open.pop(name, None)
+        return list(self._open.values())
 
     def builds(self) -> list[str]:
         """Names of all builds, oldest first."""

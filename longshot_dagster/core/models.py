@@ -188,6 +188,7 @@ class Plan(Record):
     scratchpad: str = ""
     tokens: int = 0
     duration_ms: int = 0
+    notes: tuple[Line, ...] = Field(default=(), description="what of the planner's answer could not be taken, and why")
 
     @property
     def dispatched(self) -> tuple[Task, ...]:

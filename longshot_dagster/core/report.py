@@ -152,7 +152,7 @@ def _health(sweep: Sweep | None, head: str) -> tuple[Health, str]:
     if not sweep.checked:
         return "unchecked", "the repository offers no check to run"
     if not sweep.green:
-        return "red", f"sweep {sweep.number} is not green"
+        return "red", f"sweep {sweep.number} was red before this build began, and is no better"
     return "green", ""
 
 

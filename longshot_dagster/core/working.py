@@ -78,7 +78,7 @@ def ordered_checks(settings: Settings) -> dict[CheckName, str]:
 
 def user_message(task: Task) -> str:
     """The worker's first message; its first line is exactly `# Task <id>`."""
-    parts = [f"# Task {task.id}", task.description.strip(), "## Scope", "\n".join(f"- {path}" for path in task.scope)]
+    parts = [f"# Task {task.id}", f"Kind: {task.kind.value}", task.description.strip(), "## Scope", "\n".join(f"- {path}" for path in task.scope)]
     if task.acceptance.strip():
         parts += ["## Done when", task.acceptance.strip()]
     return "\n\n".join([*parts, "## Rules", _RULES.format(branch=task.branch)]) + "\n"

@@ -1,6 +1,6 @@
 """What the script answers to one chat completion request: a pure function, so the server needs no memory.
 
-Who asks is read from the first line of the system prompt, what for from the last user message that is headed
+Who asks is read from the opening line of the system prompt, what for from the last user message that is headed
 `# Task <id>`, `# Planning round <key>` or `# Fix round <key>`, and how far it has come from the assistant's messages
 after that one.
 """
@@ -133,9 +133,11 @@ def _kind(asked: Asked) -> TaskKind:
 def _role(messages: list[dict[str, Any]]) -> Role:
     for message in messages:
         if message.get("role") in ("system", "developer"):
-            for opening, role in _ROLES.items():
-                if _first_line(_text(message)).startswith(opening):
-                    return role
+            # Any line: a client may put words of its own before the prompt (pydantic-ai does when it asks again).
+            for line in _text(message).splitlines():
+                for opening, role in _ROLES.items():
+                    if line.startswith(opening):
+                        return role
     return Role.OTHER
 
 

@@ -1,0 +1,189 @@
+"""How everything else talks to the gateway process: standard library only, over its control socket."""
+
+import http.client
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+from longshot_dagster.adapters.exclusive import claim
+from longshot_dagster.adapters.home import Home
+from longshot_dagster.adapters.ledger import locked
+from longshot_dagster.adapters.token_counts import read_accounts
+from longshot_dagster.core.clock import Clock, SystemClock
+from longshot_dagster.core.endpoints import Endpoint, endpoints_to_wire
+from longshot_dagster.core.errors import LongshotError, ModelUnavailable, WrongUse
+from longshot_dagster.core.refusals import advice
+from longshot_dagster.core.usage import Usage
+
+_START_S = 60.0
+_STOP_S = 15.0
+_NO_ENDPOINTS = "no model endpoint is configured: set LLM_BASE_URL and LLM_API_KEY, or LLM_ENDPOINTS (see .env.example)"
+_SECRET_WORDS = ("KEY", "TOKEN", "SECRET", "PASSWORD", "CREDENTIAL", "LLM_")
+
+
+class Gateway:
+    """The gateway of one home. Storing nothing but the home, it may be used from any thread and process."""
+
+    def __init__(self, home: Home, clock: Clock | None = None) -> None:
+        self._home = home
+        self._clock = clock or SystemClock()
+
+    def ensure(self, endpoints: Sequence[Endpoint] | None = None, tuning: Mapping[str, float] | None = None) -> None:
+        """Have the gateway running, serving `endpoints` when given; safe under any number of callers.
+
+        `tuning`: fields of `gateway_upstream.Tuning`, read when it starts. Raises WrongUse when it is not running and
+        there are no endpoints to start it with, LongshotError when it does not come up.
+        """
+        if not self.alive():
+            if not endpoints:
+                raise WrongUse(_NO_ENDPOINTS)
+            with locked(self._home.gateway / ".start.lock"):
+                if not self.alive():
+                    self._start(endpoints, tuning or {})
+                    return
+        if endpoints:
+            self._call("POST", "/endpoints", {"endpoints": endpoints_to_wire(endpoints)})
+
+    def alive(self) -> bool:
+        """Does a gateway listen on this home's control socket?"""
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                probe.settimeout(5)
+                probe.connect(str(self._socket))
+        except BlockingIOError:
+            return True  # so many callers wait for it that its queue is full
+        except OSError:
+            return False
+        return True
+
+    def open(self, build: str, key: str, budget: int, timeout_s: float | None = None) -> str:
+        """Path of the unix socket on which `key` (a task, or `planner-<planner>`) reaches the model at `/v1`.
+
+        `budget` is the build's, in tokens; 0 is none. Opened again, a key keeps its counts. `timeout_s` is the time for
+        one answer.
+        """
+        asked = {"build": build, "key": key, "budget": budget, "timeout_s": timeout_s}
+        return str(self._call("POST", "/open", asked)["path"])
+
+    def close(self, build: str, key: str) -> None:
+        """No more requests from `key`; its counts stay. Nothing happens when the gateway has gone."""
+        if self.alive():
+            self._call("POST", "/close", {"build": build, "key": key})
+
+    def usage(self, build: str, key: str | None = None) -> Usage:
+        """Tokens of one key, or of the whole build; from the gateway's file when it is not running."""
+        if not self.alive():
+            accounts = read_accounts(self._home.gateway, build)
+            if key is None:
+                return accounts.usage
+            return accounts.accounts[key].usage if key in accounts.accounts else Usage()
+        query = {"build": build} if key is None else {"build": build, "key": key}
+        return Usage(**self._call("GET", f"/usage?{urlencode(query)}"))
+
+    def status(self) -> dict[str, Any]:
+        """pid, version, endpoints (name, host, weight; never a key), rehearsal, sockets, in_flight."""
+        return self._call("GET", "/status")
+
+    def probe(self, model: str) -> tuple[str, ...]:
+        """Ask every endpoint early whether address, key and model are right; one line per endpoint that is not well.
+
+        Raises ModelUnavailable, in one line, when none of them is.
+        """
+        found = self._call("POST", "/probe", {"model": model}, timeout_s=120)
+        problems = found["problems"]
+        if problems and len(problems) >= found["endpoints"]:
+            raise ModelUnavailable(f"{problems[0]['line']}; {advice(problems[0]['kind'])}")
+        return tuple(p["line"] for p in problems)
+
+    def stop(self) -> None:
+        """End the process and wait for it; nothing happens when it is not running."""
+        if not self.alive():
+            return
+        self._call("POST", "/stop", {})
+        with claim(self._home.gateway / "gateway.lock", wait_s=_STOP_S) as free:
+            if free:
+                return
+        raise LongshotError("the gateway does not stop; see logs/gateway.log below LONGSHOT_HOME")
+
+    @property
+    def _socket(self) -> Path:
+        return self._home.runtime / "gateway.sock"
+
+    def _start(self, endpoints: Sequence[Endpoint], tuning: Mapping[str, float]) -> None:
+        argv = [sys.executable, "-m", "longshot_dagster.adapters.gateway", "--home", str(self._home.root), "--detach"]
+        document = json.dumps({"endpoints": endpoints_to_wire(endpoints), "tuning": dict(tuning)}).encode()
+        log = self._home.logs / "gateway.log"
+        with log.open("ab") as out:
+            try:
+                ended = subprocess.run(
+                    argv,
+                    input=document,
+                    stdout=out,
+                    stderr=out,
+                    env=_environment(),
+                    cwd=self._home.root,
+                    start_new_session=True,
+                    timeout=_START_S,
+                    check=False,
+                )
+            except subprocess.TimeoutExpired:
+                raise LongshotError(f"the gateway does not start within {_START_S:.0f} s; see {log}") from None
+        if ended.returncode or not self.alive():
+            lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            raise LongshotError(f"the gateway does not start: {lines[-1][:300] if lines else 'see ' + str(log)}")
+
+    def _call(self, method: str, path: str, body: object = None, timeout_s: float = 30) -> dict[str, Any]:
+        data = None if body is None else json.dumps(body).encode()
+        connection = _UnixConnection(str(self._socket), timeout_s, self._clock)
+        try:
+            connection.request(method, path, data, {"content-type": "application/json"})
+            response = connection.getresponse()
+            document = json.loads(response.read())
+        except (OSError, http.client.HTTPException, ValueError) as e:
+            raise ModelUnavailable(
+                f"the gateway to the model does not answer ({type(e).__name__}); start it with `longshot up`, then `longshot resume BUILD`"
+            ) from e
+        finally:
+            connection.close()
+        if response.status >= 400:
+            error = document.get("error", {}) if isinstance(document, dict) else {}
+            raise WrongUse(str(error.get("message", "the gateway refused"))[:500])
+        return dict(document)
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str, timeout_s: float, clock: Clock) -> None:
+        super().__init__("gateway", timeout=timeout_s)
+        self._path = path
+        self._clock = clock
+
+    def connect(self) -> None:
+        for attempt in range(50):
+            self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            self.sock.settimeout(self.timeout)
+            try:
+                self.sock.connect(self._path)
+                return
+            except BlockingIOError:  # the queue of the listening socket is full; a thousand tasks may open at once
+                self.sock.close()
+                self._clock.sleep(0.02 * (attempt + 1))
+            except OSError:
+                self.sock.close()
+                raise
+        raise ConnectionRefusedError("the gateway is busy")
+
+
+def _environment() -> dict[str, str]:
+    """Ours without anything that looks like a secret: the keys travel through the pipe only."""
+    kept = {k: v for k, v in os.environ.items() if not any(w in k.upper() for w in _SECRET_WORDS)}
+    # An endpoint on this machine is never behind a proxy.
+    kept["NO_PROXY"] = kept["no_proxy"] = ",".join(
+        x for x in (kept.get("NO_PROXY") or kept.get("no_proxy"), "127.0.0.1", "localhost") if x
+    )
+    return kept

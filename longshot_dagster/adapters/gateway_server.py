@@ -1,0 +1,341 @@
+"""What the gateway serves: one unix socket per task, behind which the keys, the token counts and the budget are.
+
+A sandbox is given the folder with its own socket and nothing else. The control socket lies in a folder that only the
+owner can enter. With `gateway_upstream.py` the only importer of aiohttp.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from aiohttp import web
+
+from longshot_dagster.adapters.gateway_upstream import Answer, Tuning, Upstream
+from longshot_dagster.adapters.home import Home
+from longshot_dagster.adapters.token_counts import TokenCounts, is_key, write_accounts
+from longshot_dagster.core.endpoints import Endpoint, endpoints_from_wire
+from longshot_dagster.core.errors import LongshotError, WrongUse
+from longshot_dagster.core.refusals import BUDGET_EXHAUSTED, Kind, Refusal
+from longshot_dagster.core.usage import StreamMeter, estimated, reported
+from longshot_dagster.version import __version__
+
+MAX_REQUEST_BYTES = 64 << 20
+MAX_SOCKET_PATH = 107  # bytes, Linux
+_FLUSH_S = 0.5
+# Nothing else of an endpoint is reachable from a sandbox: no files, no fine-tuning, no account.
+_POSTS = frozenset({"chat/completions", "completions", "responses"})
+
+log = logging.getLogger("longshot.gateway")
+
+
+class GatewayServer:
+    """Sockets, accounts and forwarding in one event loop."""
+
+    def __init__(self, home: Home, endpoints: tuple[Endpoint, ...], tuning: Tuning) -> None:
+        self._runtime = home.runtime
+        self._counts = TokenCounts(home.gateway)
+        self._upstream = Upstream(endpoints, tuning)
+        self._sockets: dict[str, tuple[str, str]] = {}
+        self._servers: dict[str, asyncio.Server] = {}
+        self._in_flight = 0
+        self._stopping = asyncio.Event()
+        self._looked: asyncio.Task[None] | None = None
+
+    async def run(self, ready: Callable[[], None]) -> None:
+        """Serve until told to stop; `ready` is called once the control socket answers."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stopping.set)
+        tasks, control = self._task_app(), self._control_app()
+        # A client that hangs up cancels its request, so that nobody pays for an answer nobody reads.
+        self._tasks_runner = web.AppRunner(tasks, handler_cancellation=True, access_log=None, shutdown_timeout=1)
+        control_runner = web.AppRunner(control, access_log=None, shutdown_timeout=1)
+        control_path = self._runtime / "gateway.sock"
+        async with self._upstream:
+            await self._tasks_runner.setup()
+            await control_runner.setup()
+            await self._reopen()
+            control_server = await self._listen(control_runner, control_path, backlog=1024)
+            flusher = asyncio.create_task(self._keep_flushing())
+            self._look_again()
+            log.info("serving %s", ", ".join(e.label for e in self._upstream.endpoints) or "no endpoint")
+            ready()
+            try:
+                await self._stopping.wait()
+            finally:
+                control_server.close()
+                control_path.unlink(missing_ok=True)
+                flusher.cancel()
+                if self._looked:
+                    self._looked.cancel()
+                for server in self._servers.values():
+                    server.close()
+                await self._tasks_runner.cleanup()
+                await control_runner.cleanup()
+                self._flush()
+                log.info("stopped")
+
+    # --- sockets -----------------------------------------------------------------------------------------------------
+
+    async def _listen(self, runner: web.AppRunner, path: Path, backlog: int) -> asyncio.Server:
+        if len(os.fsencode(path)) > MAX_SOCKET_PATH:
+            raise WrongUse(f"{path} is longer than a unix socket's path may be; set TMPDIR to a shorter folder")
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        assert runner.server is not None
+        return await asyncio.get_running_loop().create_unix_server(runner.server, path=str(path), backlog=backlog)
+
+    def _socket_path(self, build: str, key: str) -> Path:
+        short = hashlib.sha256(f"{build}/{key}".encode()).hexdigest()[:12]
+        return self._runtime / "t" / short / "model.sock"
+
+    async def _open_socket(self, build: str, key: str) -> str:
+        path = str(self._socket_path(build, key))
+        if path not in self._servers:
+            self._servers[path] = await self._listen(self._tasks_runner, Path(path), backlog=64)
+            self._sockets[path] = (build, key)
+        return path
+
+    def _close_socket(self, build: str, key: str) -> None:
+        path = self._socket_path(build, key)
+        self._sockets.pop(str(path), None)
+        if server := self._servers.pop(str(path), None):
+            server.close()
+        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            path.parent.rmdir()
+
+    async def _reopen(self) -> None:
+        """Sockets that a gateway before this one had open: their sandboxes may still be at work."""
+        for build, key in self._counts.left_open():
+            if self._socket_path(build, key).parent.is_dir():
+                await self._open_socket(build, key)
+            else:
+                self._counts.close(build, key)
+
+    # --- accounts ----------------------------------------------------------------------------------------------------
+
+    async def _keep_flushing(self) -> None:
+        while True:
+            await asyncio.sleep(_FLUSH_S)
+            if documents := self._counts.take_dirty():
+                try:
+                    await asyncio.to_thread(write_accounts, documents)
+                except OSError as e:
+                    log.error("cannot write token counts: %s", e)
+
+    def _flush(self) -> None:
+        write_accounts(self._counts.take_dirty())
+
+    # --- a task's socket ---------------------------------------------------------------------------------------------
+
+    def _task_app(self) -> web.Application:
+        app = web.Application(client_max_size=MAX_REQUEST_BYTES)
+        app.router.add_route("*", "/{path:.*}", self._from_task)
+        return app
+
+    async def _from_task(self, request: web.Request) -> web.StreamResponse:
+        transport = request.transport
+        owner = self._sockets.get(transport.get_extra_info("sockname")) if transport else None
+        if owner is None:
+            return _error(404, "unknown_task", "this task's model socket is closed")
+        path = request.match_info["path"].removeprefix("v1/")
+        if not (request.method == "POST" and path in _POSTS) and (request.method, path) != ("GET", "models"):
+            return _error(404, "not_found", "only chat/completions, completions, responses and models are served here")
+        build, key = owner
+        if self._counts.exhausted(build):
+            return _error(403, BUDGET_EXHAUSTED, f"build {build} has spent its MAX_TOKENS_PER_BUILD")
+        self._in_flight += 1
+        try:
+            return await self._forward(request, build, key, path)
+        finally:
+            self._in_flight -= 1
+
+    async def _forward(self, request: web.Request, build: str, key: str, path: str) -> web.StreamResponse:
+        body, stream = await request.read(), False
+        if request.method == "POST":
+            try:
+                asked = json.loads(body)
+            except (ValueError, RecursionError):
+                asked = None
+            if not isinstance(asked, dict):
+                return _error(400, Kind.REJECTED, "the request's body is not a JSON object")
+            stream = asked.get("stream") is True
+            if stream and path == "chat/completions":
+                options = asked.get("stream_options")
+                asked["stream_options"] = {**(options if isinstance(options, dict) else {}), "include_usage": True}
+                body = json.dumps(asked).encode()
+        account = self._counts.build(build).accounts.get(key)
+        timeout_s = (account.timeout_s if account else None) or self._upstream.tuning.timeout_s
+        outcome = await self._upstream.ask(
+            request.method, path, request.headers, body or None, stream=stream, timeout_s=timeout_s
+        )
+        if isinstance(outcome, Refusal):
+            log.warning("%s/%s: %s", build, key, self._upstream.scrub(outcome.line))
+            return _refused(outcome)
+        if outcome.response is not None:
+            return await self._pass_stream(request, outcome, build, key, len(body))
+        if request.method == "POST":
+            told = reported(outcome.document)
+            tokens = told or estimated(len(body), len(outcome.body))
+            self._counts.charge(build, key, tokens, estimated=told is None)
+        return web.Response(body=outcome.body, status=outcome.status, content_type=outcome.content_type)
+
+    async def _pass_stream(
+        self, request: web.Request, answer: Answer, build: str, key: str, sent_bytes: int
+    ) -> web.StreamResponse:
+        """Pass an event stream on as it comes; however it ends, what was used is charged."""
+        assert answer.response is not None
+        meter = StreamMeter()
+        passed = web.StreamResponse(status=answer.status, headers={"content-type": answer.content_type})
+        try:
+            await passed.prepare(request)
+            async for chunk in answer.response.content.iter_any():
+                meter.feed(chunk)
+                await passed.write(chunk)
+            await passed.write_eof()
+        except (ConnectionResetError, asyncio.CancelledError):
+            raise  # the client is gone
+        except Exception as e:  # the endpoint broke off: the client must see a broken stream, not a short answer
+            log.warning("%s/%s: stream of %s broke off: %s", build, key, answer.endpoint.label, type(e).__name__)
+            if request.transport:
+                request.transport.abort()
+        finally:
+            answer.response.close()
+            meter.end()
+            tokens = meter.usage or estimated(sent_bytes, meter.text_bytes)
+            self._counts.charge(build, key, tokens, estimated=meter.usage is None)
+            self._upstream.rehearsal = self._upstream.rehearsal or meter.rehearsal
+        return passed
+
+    # --- the control socket ------------------------------------------------------------------------------------------
+
+    def _control_app(self) -> web.Application:
+        app = web.Application(client_max_size=4 << 20, middlewares=[_one_line_errors])
+        app.router.add_post("/open", self._control_open)
+        app.router.add_post("/close", self._control_close)
+        app.router.add_get("/usage", self._control_usage)
+        app.router.add_get("/status", self._control_status)
+        app.router.add_post("/endpoints", self._control_endpoints)
+        app.router.add_post("/probe", self._control_probe)
+        app.router.add_post("/stop", self._control_stop)
+        return app
+
+    async def _control_open(self, request: web.Request) -> web.Response:
+        asked = await request.json()
+        build, key = _owner(asked)
+        path = await self._open_socket(build, key)
+        timeout_s = asked.get("timeout_s")
+        self._counts.open(build, key, int(asked.get("budget") or 0), float(timeout_s) if timeout_s else None)
+        return web.json_response({"path": path})
+
+    async def _control_close(self, request: web.Request) -> web.Response:
+        build, key = _owner(await request.json())
+        self._close_socket(build, key)
+        self._counts.close(build, key)
+        if documents := self._counts.take_dirty():
+            await asyncio.to_thread(write_accounts, documents)
+        return web.json_response({})
+
+    async def _control_usage(self, request: web.Request) -> web.Response:
+        accounts = self._counts.build(request.query["build"])
+        key = request.query.get("key")
+        account = accounts.accounts.get(key) if key else None
+        usage = account.usage if account else None if key else accounts.usage
+        return web.json_response(vars(usage) if usage else {})
+
+    async def _control_status(self, request: web.Request) -> web.Response:
+        if self._looked and not self._looked.done():
+            await asyncio.wait([self._looked], timeout=5)
+        return web.json_response(
+            {
+                "pid": os.getpid(),
+                "version": __version__,
+                "endpoints": [{"name": e.name, "host": e.host, "weight": e.weight} for e in self._upstream.endpoints],
+                "rehearsal": self._upstream.rehearsal,
+                "sockets": len(self._sockets),
+                "in_flight": self._in_flight,
+            }
+        )
+
+    async def _control_endpoints(self, request: web.Request) -> web.Response:
+        endpoints = endpoints_from_wire((await request.json()).get("endpoints"))
+        before = self._upstream.endpoints
+        moved = {e.url for e in before} != {e.url for e in endpoints}
+        if moved and before and self._in_flight:
+            serving = ", ".join(e.label for e in before)
+            raise WrongUse(
+                f"the gateway of this LONGSHOT_HOME is working with {serving}: wait, `longshot down`, or use another LONGSHOT_HOME"
+            )
+        if endpoints and endpoints != before:
+            self._upstream.replace(endpoints)
+            if moved:
+                self._upstream.rehearsal = False
+                self._look_again()
+            log.info("now serving %s", ", ".join(e.label for e in endpoints))
+        return web.json_response({})
+
+    async def _control_probe(self, request: web.Request) -> web.Response:
+        model = (await request.json()).get("model")
+        found = await asyncio.gather(*(self._probe(e, model) for e in self._upstream.endpoints))
+        problems = [{"kind": r.kind, "line": r.line} for r in found if r]
+        return web.json_response({"endpoints": len(found), "problems": problems})
+
+    async def _probe(self, endpoint: Endpoint, model: str | None) -> Refusal | None:
+        refusal, models = await self._upstream.look(endpoint)
+        # Some endpoints list no models, or not all they serve: then only an answer tells.
+        if model and model not in models and (refusal is None or not refusal.kind.lasting):
+            refusal = await self._upstream.try_model(endpoint, model, timeout_s=60)
+        # What may have passed in a moment is the planner's first round to find out, with the gateway's patience.
+        passing = (Kind.RATE_LIMITED, Kind.TIMEOUT)
+        return None if refusal and refusal.kind in passing else refusal
+
+    async def _control_stop(self, request: web.Request) -> web.Response:
+        asyncio.get_running_loop().call_later(0.05, self._stopping.set)
+        return web.json_response({})
+
+    def _look_again(self) -> None:
+        async def look() -> None:
+            await asyncio.gather(*(self._upstream.look(e) for e in self._upstream.endpoints))
+
+        if self._looked:
+            self._looked.cancel()
+        self._looked = asyncio.create_task(look())
+
+
+def _owner(asked: object) -> tuple[str, str]:
+    build, key = (asked.get("build"), asked.get("key")) if isinstance(asked, dict) else (None, None)
+    if not isinstance(build, str) or not is_key(key):
+        raise WrongUse("the gateway needs the names of a build and of a task or planner")
+    return build, str(key)
+
+
+def _error(status: int, kind: str, message: str, **more: object) -> web.Response:
+    return web.json_response({"error": {"type": kind, "code": kind, "message": message, **more}}, status=status)
+
+
+def _refused(refusal: Refusal) -> web.Response:
+    if refusal.kind is Kind.REJECTED:  # the agent must read the endpoint's own words, for instance "context too long"
+        return _error(refusal.http_status, refusal.kind, refusal.detail or refusal.line, endpoint=refusal.endpoint)
+    response = _error(refusal.http_status, refusal.kind, refusal.line, endpoint=refusal.endpoint)
+    if refusal.retry_after_s:
+        response.headers["retry-after"] = f"{refusal.retry_after_s:.0f}"
+    return response
+
+
+@web.middleware
+async def _one_line_errors(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except LongshotError as e:
+        return _error(400, type(e).__name__, str(e))
+    except (KeyError, ValueError, TypeError) as e:
+        return _error(400, "WrongUse", f"the gateway did not understand the request ({type(e).__name__})")

@@ -1,0 +1,251 @@
+"""The git command line, run so that neither a hostile repository nor the surroundings can steer it, and GitPython's objects.
+
+Two kinds of commands. Local ones work on our own bare mirrors and read no configuration but the mirror's. Network ones
+(`ls-remote`, `fetch`, `push`) may use the person's own configuration and agents, because that is where credentials are.
+"""
+
+import contextlib
+import functools
+import os
+import re
+import resource
+import signal
+import subprocess
+import tempfile
+import threading
+from collections.abc import Container, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from longshot_dagster.core.display import display
+from longshot_dagster.core.errors import RepositoryError
+
+if TYPE_CHECKING:
+    import git
+
+LOCAL_TIMEOUT_S = 300
+NETWORK_TIMEOUT_S = 900
+KEEP_BYTES = 64 << 20
+OLDEST = (2, 38)  # merge-tree --write-tree
+
+_NULL = os.devnull
+_ALWAYS = ("PATH", "TMPDIR", "GIT_TRACE2_EVENT", "GIT_EXEC_PATH")
+_FOR_CREDENTIALS = (
+    *(
+        "HOME",
+        "USER",
+        "LOGNAME",
+        "XDG_CONFIG_HOME",
+        "XDG_RUNTIME_DIR",
+        "GIT_CONFIG_GLOBAL",
+        "GIT_CONFIG_NOSYSTEM",
+        "DISPLAY",
+    ),
+    *("SSH_AUTH_SOCK", "SSH_ASKPASS", "GIT_SSH", "GIT_SSH_COMMAND", "GIT_ASKPASS", "DBUS_SESSION_BUS_ADDRESS"),
+    *("http_proxy", "https_proxy", "all_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"),
+    *("SSL_CERT_FILE", "SSL_CERT_DIR", "GIT_SSL_CAINFO", "GIT_PROXY_SSL_CAINFO", "CURL_CA_BUNDLE"),
+)
+_CONFIG = (
+    *("core.hooksPath=" + _NULL, "core.fsmonitor=false", "core.quotePath=false", "gc.auto=0", "maintenance.auto=false"),
+    *("protocol.ext.allow=never", "submodule.recurse=false", "advice.detachedHead=false"),
+)
+_NETWORK_CONFIG = ("push.followTags=false", "push.gpgSign=false", "fetch.prune=false", "fetch.writeCommitGraph=false")
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A finished git command; `out` holds its first bytes, up to what the caller asked to keep."""
+
+    code: int
+    out: bytes
+    err: str
+    truncated: bool = False
+
+    @property
+    def text(self) -> str:
+        return self.out.decode("utf-8", "replace").strip()
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one command may use, where the kernel can enforce it (Linux)."""
+
+    cpu_s: int
+    memory_bytes: int
+    file_bytes: int
+
+
+class Git:
+    """git on one repository directory, or on none (`ls-remote`, `init`)."""
+
+    def __init__(self, directory: Path | None = None, *, network: bool = False) -> None:
+        self.directory = directory
+        self.network = network
+
+    def run(
+        self,
+        *args: str,
+        stdin: bytes = b"",
+        ok: Container[int] = (0,),
+        keep: int = KEEP_BYTES,
+        timeout_s: float | None = None,
+        env: Mapping[str, str] | None = None,
+        limits: Limits | None = None,
+        into: BinaryIO | None = None,
+    ) -> Ran:
+        """Run `git ARGS`; a command that prints more than `keep` bytes is ended there and counts as a success.
+
+        With `into`, what it prints goes to that file, at its position, and not through memory.
+
+        Raises RepositoryError, one line, for an exit code not in `ok`, at the timeout, or when git is not installed.
+        """
+        timeout_s = timeout_s or (NETWORK_TIMEOUT_S if self.network else LOCAL_TIMEOUT_S)
+        with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as errors:
+            given.write(stdin)
+            given.seek(0)
+            try:
+                process = subprocess.Popen(
+                    [*self._command(), *args],
+                    stdin=given,
+                    stdout=into or subprocess.PIPE,
+                    stderr=errors,
+                    env={**environment(self.network), **(env or {})},
+                    cwd="/",
+                    start_new_session=True,  # no terminal to ask a password on; killed as a group
+                )
+            except FileNotFoundError as e:
+                raise RepositoryError("git is not installed, or not on PATH") from e
+            with process, _deadline(process, timeout_s) as expired:
+                _limit(process, limits)
+                out, truncated = _read(process, keep)
+                code = process.wait()
+            errors.seek(0)
+            err = errors.read(64 << 10).decode("utf-8", "replace")
+        ran = Ran(code, out, err, truncated)
+        if expired.is_set():
+            raise RepositoryError(f"git {_verb(args)} did not end within {timeout_s:g} seconds")
+        if code not in ok and not truncated:
+            raise RepositoryError(f"git {_verb(args)}: {reason(err) or f'exit code {code}'}")
+        return ran
+
+    def _command(self) -> list[str]:
+        config = (*_CONFIG, *(_NETWORK_CONFIG if self.network else ()))
+        where = [f"--git-dir={self.directory}"] if self.directory else []
+        return ["git", *where, "--no-pager", *(word for entry in config for word in ("-c", entry))]
+
+
+def environment(network: bool = False) -> dict[str, str]:
+    """What git may know of the surroundings: never a key of ours, never GIT_DIR and its relatives."""
+    names = (*_ALWAYS, *(_FOR_CREDENTIALS if network else ()))
+    env = {name: os.environ[name] for name in names if name in os.environ}
+    env |= {"LC_ALL": "C.UTF-8", "GIT_TERMINAL_PROMPT": "0", "GIT_ATTR_NOSYSTEM": "1", "GIT_OPTIONAL_LOCKS": "0"}
+    if network:
+        return env | {"GIT_ALLOW_PROTOCOL": "file:git:http:https:ssh"}
+    return env | {"GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": _NULL, "GIT_NO_LAZY_FETCH": "1"}
+
+
+@functools.cache
+def version() -> tuple[int, int]:
+    """(major, minor) of the installed git; raises RepositoryError below OLDEST."""
+    text = Git().run("version").text
+    found = re.search(r"(\d+)\.(\d+)", text)
+    number = (int(found[1]), int(found[2])) if found else (0, 0)
+    if number < OLDEST:
+        raise RepositoryError(f"git {OLDEST[0]}.{OLDEST[1]} or newer is needed, this is {text!r}")
+    return number
+
+
+def read_blobs(git: Git, oids: Iterable[str]) -> dict[str, bytes]:
+    """Contents of objects by full id, in one process; what is not there is left out."""
+    wanted = list(dict.fromkeys(oids))
+    out = git.run("cat-file", "--batch", stdin="".join(f"{o}\n" for o in wanted).encode()).out if wanted else b""
+    found: dict[str, bytes] = {}
+    position = 0
+    while (end := out.find(b"\n", position)) >= 0:
+        oid, kind, *size = out[position:end].decode("ascii", "replace").split(" ")
+        position = end + 1
+        if kind != "missing":
+            found[oid] = out[position : position + int(size[0])]
+            position += int(size[0]) + 1
+    return found
+
+
+def reason(err: str, limit: int = 400) -> str:
+    """git's own complaint as one line: what the other side said first, then the fatal line; credentials cut out."""
+    lines = [line.strip() for line in err.replace("\r", "\n").splitlines() if line.strip()]
+    said = [line.removeprefix("remote:").strip() for line in lines if line.startswith("remote:")]
+    fatal = [line for line in lines if line.startswith(("fatal:", "error:")) and "failed to push some refs" not in line]
+    words = "; ".join(dict.fromkeys(w for w in (*said, *(fatal or lines[:1] if not said else fatal[:1])) if w))
+    return display(re.sub(r"://[^/@\s]+@", "://", words), "plain", limit).replace("\n", " ")
+
+
+@contextlib.contextmanager
+def objects(directory: Path) -> "Iterator[git.Repo]":
+    """GitPython's handle to the objects of a bare repository, for reading; one per caller, because it is not thread-safe."""
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    import git
+
+    repo = git.Repo(directory)
+    repo.git.update_environment(**environment())
+    try:
+        yield repo
+    finally:
+        repo.close()
+
+
+@contextlib.contextmanager
+def _deadline(process: "subprocess.Popen[bytes]", seconds: float) -> Iterator[threading.Event]:
+    expired = threading.Event()
+
+    def end() -> None:
+        expired.set()
+        _kill(process)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield expired
+    except BaseException:
+        _kill(process)
+        raise
+    finally:
+        timer.cancel()
+
+
+def _kill(process: "subprocess.Popen[bytes]") -> None:
+    if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def _read(process: "subprocess.Popen[bytes]", keep: int) -> tuple[bytes, bool]:
+    if process.stdout is None:
+        return b"", False
+    parts: list[bytes] = []
+    size = 0
+    while chunk := process.stdout.read1(1 << 16):  # type: ignore[attr-defined]  # buffered, though typed as IO
+        parts.append(chunk[: keep - size])
+        size += len(chunk)
+        if size > keep:
+            _kill(process)
+            return b"".join(parts), True
+    return b"".join(parts), False
+
+
+def _verb(args: tuple[str, ...]) -> str:
+    rest = args
+    while len(rest) > 2 and rest[0] in ("-c", "-C"):
+        rest = rest[2:]
+    return rest[0]
+
+
+def _limit(process: "subprocess.Popen[bytes]", limits: Limits | None) -> None:
+    # Set from outside: a function between fork and exec is not safe in a process with threads.
+    if limits is None or not hasattr(resource, "prlimit"):
+        return
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        resource.prlimit(process.pid, resource.RLIMIT_CPU, (limits.cpu_s, limits.cpu_s))
+        resource.prlimit(process.pid, resource.RLIMIT_AS, (limits.memory_bytes, limits.memory_bytes))
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (limits.file_bytes, limits.file_bytes))

@@ -1,0 +1,252 @@
+"""One bare repository per target, shared by all builds on this host: fetches, bundles, intake, diffs, pushes."""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from longshot_dagster.adapters import intake
+from longshot_dagster.adapters.git import Git, reason
+from longshot_dagster.adapters.home import Home
+from longshot_dagster.adapters.ledger import locked, write_atomically
+from longshot_dagster.adapters.repository_reader import RepositoryReader
+from longshot_dagster.core.contract import BASE_REF
+from longshot_dagster.core.display import display
+from longshot_dagster.core.errors import RepositoryError
+from longshot_dagster.core.models import MAX_DIFF, RepoState, Target
+
+KEEP_BUNDLES = 8
+_BUNDLE_AGE_S = 3600
+_MAX_FILES = 5_000
+
+
+@dataclass(frozen=True)
+class FileChange:
+    """One path of a diff; `status` is git's letter (A, M, D, T). Binary files count no lines."""
+
+    path: str
+    status: str
+    added: int
+    removed: int
+
+
+@dataclass(frozen=True)
+class Diff:
+    """`text` is cut at MAX_DIFF characters and says so; `files` at 5,000 entries."""
+
+    text: str
+    files: tuple[FileChange, ...]
+
+
+@dataclass(frozen=True)
+class Remote:
+    """The target's refs that concern one build, read in one round trip."""
+
+    refs: dict[str, str]
+    head: str  # of the landing branch, or of the base branch while that does not exist
+
+
+@dataclass(frozen=True)
+class Update:
+    """Move `ref` from `old` (None: it must not exist) to `new`."""
+
+    ref: str
+    old: str | None
+    new: str
+
+
+class Mirror:
+    """The bare mirror of `target`; made when first used. One instance may be shared by threads."""
+
+    def __init__(self, home: Home, target: Target) -> None:
+        self.target = target
+        name = hashlib.sha256(target.url.encode("utf-8", "surrogateescape")).hexdigest()[:20]
+        self.path = home.mirrors / f"{name}.git"
+        self._git = Git(self.path)
+        self._network = Git(self.path, network=True)
+        self._reader = RepositoryReader(self.path)
+        self._present: set[str] = set()
+        self._made = False
+
+    @property
+    def git(self) -> Git:
+        """Local plumbing on the mirror."""
+        self._make()
+        return self._git
+
+    @property
+    def landing_lock(self) -> Path:
+        """Whoever holds the lock on this path is this host's lander for the target."""
+        return self.path / "longshot-landing.lock"
+
+    # --- the target --------------------------------------------------------------------------------------------------
+
+    def fetch(self) -> str:
+        """Head of the landing branch, or of the base branch while that does not exist; its objects are here then.
+
+        Raises RepositoryError when the target cannot be read or lacks both branches.
+        """
+        return self.read_remote().head
+
+    def read_remote(self, *refs: str) -> Remote:
+        """The landing branch's head (fetched) and whichever of `refs` (a trailing `*` matches the rest) exist."""
+        self._make()
+        branch, base = f"refs/heads/{self.target.branch}", f"refs/heads/{self.target.base_branch}"
+        listed = self._network.run("ls-remote", "--refs", "--", self.target.url, branch, base, *refs, timeout_s=120)
+        found: dict[str, str] = {}
+        for line in listed.out.decode("utf-8", "surrogateescape").splitlines():
+            oid, _, ref = line.partition("\t")
+            if ref in (branch, base) or any(_names(pattern, ref) for pattern in refs):
+                found[ref] = oid
+        source = branch if branch in found else base
+        if source not in found:
+            raise RepositoryError(f"{self.target.repository} has neither {self.target.branch} nor its base branch")
+        self.obtain(source, found[source])
+        return Remote(found, found[source])
+
+    def obtain(self, ref: str, oid: str) -> None:
+        """Have the object that the target's `ref` pointed to a moment ago."""
+        if self.has(oid):
+            return
+        with locked(self.path / "longshot-fetch.lock"):
+            if self.has(oid):
+                return
+            options = ("--quiet", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules", "--no-auto-gc")
+            kept = "refs/longshot/fetched/" + ref.removeprefix("refs/")
+            self._network.run("fetch", *options, "--", self.target.url, f"+{ref}:{kept}")
+            if not self.has(oid):
+                raise RepositoryError(f"{self.target.repository}: {ref} moved while it was fetched; try again")
+
+    def has(self, oid: str) -> bool:
+        """Is the commit here? A yes is remembered: nothing is ever removed from a mirror."""
+        if oid not in self._present:
+            if self._git.run("cat-file", "-e", f"{oid}^{{commit}}", ok=(0, 1, 128)).code != 0:
+                return False
+            self._present.add(oid)
+        return True
+
+    def push(self, updates: list[Update]) -> str | None:
+        """All of `updates` or none, each only from its expected old value. None when done, else why it was refused.
+
+        Raises RepositoryError when the target could not be asked.
+        """
+        leases = [f"--force-with-lease={u.ref}:{u.old or ''}" for u in updates]
+        specs = [f"{u.new}:{u.ref}" for u in updates]
+        options = ("--porcelain", "--atomic", "--no-verify", "--no-recurse-submodules", "--no-signed")
+        ran = self._network.run("push", *options, *leases, "--", self.target.url, *specs, ok=range(256))
+        if ran.code == 0:
+            self._present.update(u.new for u in updates)
+            return None
+        refused = [line.split("\t") for line in ran.text.splitlines() if line.startswith("!\t")]
+        if not refused:
+            raise RepositoryError(f"git push to {self.target.repository}: {reason(ran.err) or f'exit {ran.code}'}")
+        said = "; ".join(dict.fromkeys(parts[-1] for parts in refused))
+        return display(f"{reason(ran.err)} {said}".strip(), "plain", 500).replace("\n", " ")
+
+    # --- code in and out ---------------------------------------------------------------------------------------------
+
+    def bundle(self, base: str) -> Path:
+        """A cached file with `base` and its whole history under the one ref refs/heads/base."""
+        self._make()
+        folder = self.path / "longshot-bundles"
+        path = folder / f"{base}.bundle"
+        if path.exists():
+            return path
+        with locked(folder / ".lock"):
+            if not path.exists():
+                # Written by ourselves: `git bundle create` would need the ref refs/heads/base to exist in the mirror.
+                unfinished = folder / ".unfinished"
+                with unfinished.open("wb") as file:
+                    file.write(f"# v2 git bundle\n{base} {BASE_REF}\n\n".encode())
+                    file.flush()
+                    options = ("--stdout", "--revs", "--delta-base-offset", "-q")
+                    self._git.run("pack-objects", *options, stdin=f"{base}\n".encode(), into=file)
+                unfinished.rename(path)
+        _forget_old_bundles(folder)
+        return path
+
+    def intake(self, build: str, task: str, base: str, bundle: bytes) -> str:
+        """Import a worker's bundle; see `adapters/intake.py`. Returns its head; raises HostileBundle."""
+        self._make()
+        head = intake.take_in(self.path, build, task, base, bundle)
+        self._present.add(head)
+        return head
+
+    # --- reading -----------------------------------------------------------------------------------------------------
+
+    def diff(self, base: str, head: str) -> Diff:
+        """git's own account of what lies between two commits."""
+        options = ("--no-renames", "--no-ext-diff", "--no-textconv", "--no-color")
+        stat = self.git.run("diff", "--raw", "--numstat", "-z", "--abbrev=40", *options, base, head).out
+        patch = self.git.run("diff", "-p", *options, base, head, keep=MAX_DIFF * 4)
+        text = patch.out.decode("utf-8", "replace")
+        if patch.truncated or len(text) > MAX_DIFF:
+            text = text[:MAX_DIFF] + "\n… the diff goes on; git has all of it"
+        return Diff(text, _file_changes(stat.decode("utf-8", "replace")))
+
+    def is_ancestor(self, a: str, b: str) -> bool:
+        """Is `a` the same as `b` or part of its history?"""
+        return self.git.run("merge-base", "--is-ancestor", a, b, ok=(0, 1)).code == 0
+
+    def repo_state(self, head: str) -> RepoState:
+        self._make()
+        return self._reader.repo_state(head, self.target.branch)
+
+    def files_with_conflict_markers(self, oid: str) -> tuple[str, ...]:
+        return self._reader.files_with_conflict_markers(oid)
+
+    def read_file(self, oid: str, path: str, max_bytes: int = 100_000) -> str:
+        """Text of one file at `oid`, its first `max_bytes`; WrongUse when there is none or it is binary."""
+        return self._reader.read_file(oid, path, max_bytes)
+
+    def list_dir(self, oid: str, path: str = "") -> list[str]:
+        """Names in one directory at `oid`, directories with a trailing slash."""
+        return self._reader.list_dir(oid, path)
+
+    def grep(self, oid: str, pattern: str, path: str = "", limit: int = 100) -> list[str]:
+        """`path:number:line` for every match of an extended regular expression."""
+        return self._reader.grep(oid, pattern, path, limit)
+
+    def find(self, oid: str, glob: str, limit: int = 200) -> list[str]:
+        """Paths that match a glob."""
+        return self._reader.find(oid, glob, limit)
+
+    def git_read(self, oid: str, args: list[str]) -> str:
+        """Allow-listed `git log|show|diff|blame|shortlog` on `oid` and its history."""
+        return self._reader.git_read(oid, args)
+
+    def _make(self) -> None:
+        if self._made or (self.path / "longshot-target").exists():
+            self._made = True
+            return
+        with locked(self.path.parent / f".{self.path.stem}.lock"):
+            if not (self.path / "longshot-target").exists():
+                Git().run("init", "-q", "--bare", str(self.path))
+                # Last, so that a half-made mirror is made again.
+                write_atomically(self.path / "longshot-target", self.target.repository.encode("utf-8", "replace"))
+        self._made = True
+
+
+def _names(pattern: str, ref: str) -> bool:
+    return ref.startswith(pattern[:-1]) if pattern.endswith("*") else ref == pattern
+
+
+def _file_changes(stat: str) -> tuple[FileChange, ...]:
+    """Parse `git diff --raw --numstat -z`: all raw records (two fields each), then all counts (one field each)."""
+    status: dict[str, str] = {}
+    lines: dict[str, tuple[int, int]] = {}
+    fields = iter(stat.split("\0"))
+    for record in fields:
+        if record.startswith(":"):
+            status[next(fields)] = record.rsplit(" ", 1)[1][:1]
+        elif found := re.match(r"(\d+|-)\t(\d+|-)\t(.*)", record, re.DOTALL):
+            lines[found[3]] = tuple(int(n) if n != "-" else 0 for n in found.group(1, 2))  # type: ignore[assignment]
+    return tuple(FileChange(p, s, *lines.get(p, (0, 0))) for p, s in list(status.items())[:_MAX_FILES])
+
+
+def _forget_old_bundles(folder: Path) -> None:
+    """Keep the newest few; a worker that started within the hour may still be reading an older one."""
+    found = sorted(folder.glob("*.bundle"), key=lambda f: f.stat().st_mtime, reverse=True)
+    for old in found[KEEP_BUNDLES:]:
+        if found[0].stat().st_mtime - old.stat().st_mtime > _BUNDLE_AGE_S:
+            old.unlink(missing_ok=True)

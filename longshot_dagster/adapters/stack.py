@@ -1,0 +1,209 @@
+"""Whether a stack (code server, daemon, UI, gateway) runs for a home, and starting and stopping one from outside.
+
+$LONGSHOT_HOME/stack.lock    flocked by the supervisor while it lives; holds its pid
+$LONGSHOT_HOME/stack.json    StackInfo: port, pids, whether it is ready, why it ended
+"""
+
+import fcntl
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from longshot_dagster.adapters import processes
+from longshot_dagster.adapters.dagster_api import DagsterApi
+from longshot_dagster.adapters.home import Home
+from longshot_dagster.adapters.ledger import Ledger, write_atomically
+from longshot_dagster.adapters.settings import STACK_MARK, without_secrets
+from longshot_dagster.adapters.ui_access import UiAccess
+from longshot_dagster.core.display import display
+from longshot_dagster.core.endpoints import Endpoint, endpoints_to_wire
+from longshot_dagster.core.errors import LongshotError, WrongUse
+from longshot_dagster.core.models import BuildPhase, BuildState
+from longshot_dagster.version import __version__
+
+START_SECONDS = 120
+STOP_SECONDS = 10
+_PORTS_TRIED = 50
+
+
+class StackInfo(BaseModel):
+    """`stack.json`."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    pid: int
+    port: int
+    version: str
+    started: float = Field(description="seconds since the epoch")
+    ready: bool = False
+    mark: str = Field(default="", description="value of LONGSHOT_STACK in the environment of everything it started")
+    children: dict[str, int] = Field(default_factory=dict, description="process name -> pid")
+    error: str = Field(default="", description="why it could not start, or why it ended")
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/"
+
+
+class StackFailed(LongshotError):
+    """Raised when one of the stack's processes cannot start."""
+
+
+def lock_path(home: Home) -> Path:
+    return home.root / "stack.lock"
+
+
+def save_info(home: Home, info: StackInfo) -> None:
+    write_atomically(home.root / "stack.json", info.model_dump_json(indent=1).encode())
+
+
+def read_info(home: Home) -> StackInfo | None:
+    try:
+        return StackInfo.model_validate_json((home.root / "stack.json").read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None
+
+
+def supervisor_pid(home: Home) -> int | None:
+    """The pid that holds the stack's lock; None when nobody does. 0: somebody is just starting."""
+    try:
+        file = os.open(lock_path(home), os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return None
+    except BlockingIOError:
+        return int(os.read(file, 20).strip() or b"0")
+    finally:
+        os.close(file)
+
+
+def running(home: Home) -> StackInfo | None:
+    """The living stack of `home`, ready or not."""
+    pid, info = supervisor_pid(home), read_info(home)
+    return info if pid and info and info.pid == pid else None
+
+
+def api(home: Home, info: StackInfo) -> DagsterApi:
+    return DagsterApi(info.port, UiAccess(home).token())
+
+
+def free_port(wanted: int) -> int:
+    """`wanted` if it is free on 127.0.0.1, else the next free one; 0 takes any."""
+    for port in [*range(wanted, min(wanted + _PORTS_TRIED, 65_536)), 0] if wanted else [0]:
+        with socket.socket() as s:
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                s.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return int(s.getsockname()[1])
+    raise LongshotError("no port of 127.0.0.1 is free")
+
+
+def ensure(
+    home: Home,
+    endpoints: Sequence[Endpoint],
+    *,
+    port: int,
+    environ: Mapping[str, str],
+    dotenv: str = "{}",
+    say: Callable[[str], None] = lambda _: None,
+) -> StackInfo:
+    """The running stack of `home`, started in the background when there is none.
+
+    `dotenv` is what `settings.inheritable` gives. Raises StackFailed with the tail of the log that says why.
+    """
+    if supervisor_pid(home) is None:
+        say("starting Longshot in the background (`longshot down` stops it) ...")
+        _spawn(home, endpoints, port, environ, dotenv)
+    info = _wait_ready(home)
+    if info.version != __version__:
+        raise WrongUse(
+            f"the running stack is version {info.version}, this command {__version__}: `longshot down`, then again"
+        )
+    return info
+
+
+def _spawn(home: Home, endpoints: Sequence[Endpoint], port: int, environ: Mapping[str, str], dotenv: str) -> None:
+    # Keys go by stdin: an argument or a variable is readable in the process list.
+    told = json.dumps({"endpoints": endpoints_to_wire(endpoints), "dotenv": dotenv})
+    argv = [sys.executable, "-m", "longshot_dagster.adapters.supervisor", "--home", str(home.root)]
+    argv += ["--port", str(port), "--detach"]
+    (home.root / "stack.json").unlink(missing_ok=True)
+    with (home.logs / "stack.log").open("ab") as log:
+        subprocess.run(argv, input=told.encode(), stdout=log, stderr=log, env=without_secrets(environ), check=True)
+
+
+def _wait_ready(home: Home) -> StackInfo:
+    deadline = time.monotonic() + START_SECONDS
+    seen = False
+    while time.monotonic() < deadline:
+        info = running(home)
+        if info and info.ready:
+            return info
+        alive = supervisor_pid(home) is not None
+        seen = seen or alive
+        ended = read_info(home)
+        if not alive and (seen or (ended and ended.error)):
+            why = ended.error if ended and ended.error else tail(home.logs / "stack.log")
+            raise StackFailed(f"Longshot could not start: {why}")
+        time.sleep(0.1)
+    raise StackFailed(f"Longshot was not ready after {START_SECONDS} s; its logs are in {home.logs}")
+
+
+def stop(home: Home) -> bool:
+    """Stop the stack and everything it started; False when none runs."""
+    pid = supervisor_pid(home)
+    if not pid:
+        return False
+    info = read_info(home)
+    os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + STOP_SECONDS + 5
+    while supervisor_pid(home) == pid:
+        if time.monotonic() > deadline:
+            os.kill(pid, signal.SIGKILL)
+            break
+        time.sleep(0.05)
+    if info and info.mark:
+        processes.kill(processes.carrying(STACK_MARK, info.mark))
+    return True
+
+
+def pause_builds(home: Home, reason: str) -> list[str]:
+    """Pause every build that is under way, because nothing will drive it; their names."""
+    paused = []
+    ledger = Ledger(home.builds)
+    for build in ledger.builds():
+        mine = ledger.build(build)
+        if mine.state().phase in (BuildPhase.RUNNING, BuildPhase.FINALIZING):
+            mine.update_state(lambda s: _paused(s, reason))
+            paused.append(build)
+    return paused
+
+
+def _paused(state: BuildState, reason: str) -> BuildState:
+    going = state.phase in (BuildPhase.RUNNING, BuildPhase.FINALIZING)
+    return state.moved(BuildPhase.PAUSED, reason) if going else state
+
+
+def tail(log: Path, lines: int = 3) -> str:
+    """The last lines of a log in one, for an error message."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - 8192))
+            text = file.read().decode("utf-8", "replace")
+    except OSError:
+        return f"no log at {log}"
+    last = deque((line.strip() for line in text.splitlines() if line.strip()), maxlen=lines)
+    return display(" / ".join(last), "plain", 600) + f" ({log})"

@@ -1,0 +1,67 @@
+"""Who may open the UI: the token of this installation, and one-time login codes, as files only its owner can read."""
+
+import hashlib
+import os
+import secrets
+import time
+from pathlib import Path
+
+from longshot_dagster.adapters.home import Home
+from longshot_dagster.core.errors import WrongUse
+
+LOGIN_SECONDS = 3600  # a link left in a terminal's history is of no use tomorrow
+
+
+class UiAccess:
+    """Below `LONGSHOT_HOME/ui`: `token`, and one empty file per unused login code, named by the code's hash."""
+
+    def __init__(self, home: Home) -> None:
+        self._folder = home.root / "ui"
+
+    def token(self) -> str:
+        """The installation's token, made when first asked for."""
+        path = self._prepared() / "token"
+        try:
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            return self._read(path)
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(made := secrets.token_urlsafe(32))
+        return made
+
+    def new_login(self) -> str:
+        """A code that opens the UI once, within the hour."""
+        code = secrets.token_urlsafe(24)
+        self._login(code).touch(mode=0o600)
+        return code
+
+    def redeem(self, code: str) -> bool:
+        """Use `code` up; False when it is unknown, used or old."""
+        path = self._login(code)
+        try:
+            made = path.stat().st_mtime
+            path.unlink()  # two browsers at once: only one removes the file
+        except OSError:
+            return False
+        return time.time() - made <= LOGIN_SECONDS
+
+    def link(self, port: int) -> str:
+        return f"http://127.0.0.1:{port}/?login={self.new_login()}"
+
+    def _login(self, code: str) -> Path:
+        return self._prepared() / f"login-{hashlib.sha256(code.encode()).hexdigest()}"
+
+    def _prepared(self) -> Path:
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as e:
+            raise WrongUse(f"cannot write {self._folder}: {e.strerror}; set LONGSHOT_HOME to a writable folder") from e
+        return self._folder
+
+    def _read(self, path: Path) -> str:
+        for _ in range(100):  # another process has created it and is about to write it
+            if text := path.read_text(encoding="utf-8").strip():
+                return text
+            time.sleep(0.01)
+        path.unlink(missing_ok=True)
+        return self.token()

@@ -1,0 +1,154 @@
+"""`longshot "REQUEST"`: check what can be checked here, have a stack running, start the build in it, follow it."""
+
+import os
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from longshot_dagster.adapters import settings, stack
+from longshot_dagster.adapters.dagster_api import ENDED, ApiUnavailable, DagsterApi
+from longshot_dagster.adapters.gateway_client import Gateway
+from longshot_dagster.adapters.home import Home
+from longshot_dagster.adapters.ledger import Ledger
+from longshot_dagster.adapters.providers import make_provider
+from longshot_dagster.adapters.settings import Resolved
+from longshot_dagster.adapters.starting import check_request, new_build_name
+from longshot_dagster.adapters.targets import resolve_target
+from longshot_dagster.cli.following import BUILD_TAG, follow, interruptible
+from longshot_dagster.cli.terminal import say
+from longshot_dagster.core import errors
+from longshot_dagster.core.errors import LongshotError, WrongUse
+from longshot_dagster.core.models import Target, TargetKind
+from longshot_dagster.core.report import EXIT_INTERRUPTED
+
+JOB = OP = "start_build"
+_START_SECONDS = 600
+_CODE_SERVER_SECONDS = 30
+
+
+@dataclass(frozen=True)
+class Order:
+    """One build as the command line has checked it."""
+
+    build: str
+    request: str
+    repository: str
+    land_on: str | None
+    resolved: Resolved
+
+
+def build(request: str, *, repo: str | None, land_on: str | None, max_workers: str | None, yes: bool) -> int:
+    """Exit code of a new build in the person's own environment. Raises LongshotError."""
+    dotenv = settings.default_dotenv()
+    home = settings.home(os.environ, dotenv)
+    resolved = settings.resolve({}, {"max_workers": max_workers}, os.environ, dotenv, None)
+    text = check_request(request)
+    name = new_build_name(text)
+    repository, assumed = _repository(repo or resolved.settings.git_repo_url)
+    target = resolve_target(repository, resolved.settings, name, land_on)
+    _, note = make_provider(resolved.settings, resolved.origins, home)
+    if assumed and not yes:
+        _confirm(target)
+    endpoints = settings.endpoints(os.environ, dotenv)
+    Gateway(home).ensure(endpoints or None)
+    say(f"sandboxes: {note}")
+    with interruptible():
+        info = stack.ensure(
+            home,
+            endpoints,
+            port=settings.ui_port(os.environ, dotenv),
+            environ=os.environ,
+            dotenv=settings.inheritable(dotenv),
+            say=say,
+        )
+        return run(home, stack.api(home, info), Order(name, text, repository, land_on, resolved))
+
+
+def run(home: Home, api: DagsterApi, order: Order) -> int:
+    """Start `order` in a running stack and follow it; its exit code."""
+    say(f"build {order.build}")
+    try:
+        _start(home, api, order)
+    except KeyboardInterrupt:
+        if not Ledger(home.builds).build(order.build).exists():
+            say("interrupted before the build had begun; nothing was changed")
+            return EXIT_INTERRUPTED
+    return follow(home, order.build, api)
+
+
+def _repository(given: str) -> tuple[str, bool]:
+    """(URL or absolute path, was it assumed from the current folder?)"""
+    if given:
+        path = Path(given).expanduser()
+        local = "://" not in given and path.exists()
+        return (str(path.absolute()) if local else given), False
+    here = Path.cwd()
+    inside = next((p for p in (here, *here.parents) if (p / ".git").exists()), None)
+    if inside is None:
+        raise WrongUse("no repository: give --repo PATH_OR_URL, set GIT_REPO_URL, or start inside a git checkout")
+    return str(inside), True
+
+
+def _confirm(target: Target) -> None:
+    if target.kind is TargetKind.CHECKOUT or not sys.stdin.isatty():
+        return
+    say(f"this checkout's origin is {target.url}; finished work lands on its branch {target.branch}")
+    if not click.confirm("Build there?", default=True):
+        raise WrongUse("nothing was started; name another repository with --repo, or a branch with --land-on")
+
+
+def _start(home: Home, api: DagsterApi, order: Order) -> None:
+    """Returns once `request.json` is written; raises what the job says in its one line."""
+    run_id = _launched(api, _run_config(order), {BUILD_TAG: order.build})
+    ledger = Ledger(home.builds).build(order.build)
+    deadline = time.monotonic() + _START_SECONDS
+    try:
+        while not ledger.exists():
+            status = api.status(run_id)
+            if status in ENDED and not ledger.exists():
+                raise _refusal(*api.failure(run_id))
+            if time.monotonic() > deadline:
+                raise LongshotError(f"the build did not start within {_START_SECONDS} s; the UI shows run {run_id}")
+            time.sleep(0.3)
+    except KeyboardInterrupt:
+        api.terminate([run_id], now=True)
+        raise
+
+
+def _launched(api: DagsterApi, run_config: Mapping[str, Any], tags: Mapping[str, str]) -> str:
+    deadline = time.monotonic() + _CODE_SERVER_SECONDS
+    while True:
+        try:
+            return api.launch(JOB, run_config, tags)
+        except LongshotError as e:
+            # The code server may just be starting again; anything else is final.
+            passing = isinstance(e, ApiUnavailable) or "Unreachable" in str(e)
+            if not passing or time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
+
+
+def _run_config(order: Order) -> dict[str, Any]:
+    values, origins = settings.as_launch(order.resolved)
+    config: dict[str, Any] = {
+        "request": order.request,
+        "repository": order.repository,
+        "build": order.build,
+        "settings": values,
+        "origins": origins,
+    }
+    if order.land_on:
+        config["land_on"] = order.land_on
+    return {"ops": {OP: {"config": config}}}
+
+
+def _refusal(class_name: str, line: str) -> LongshotError:
+    """The error that ended the job, as the kind it was there: its exit code is ours."""
+    kind = getattr(errors, class_name, None)
+    known = isinstance(kind, type) and issubclass(kind, LongshotError)
+    return (kind if known and kind else LongshotError)(line or "the build did not start; the UI shows why")

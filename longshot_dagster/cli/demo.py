@@ -1,0 +1,101 @@
+"""`longshot demo`: the whole loop on an example, with a scripted model; no keys, no account, nothing left running."""
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from longshot_dagster.adapters import settings, stack
+from longshot_dagster.adapters.gateway_client import Gateway
+from longshot_dagster.adapters.home import Home
+from longshot_dagster.adapters.providers import make_provider
+from longshot_dagster.adapters.starting import new_build_name
+from longshot_dagster.cli import serving
+from longshot_dagster.cli.building import Order, run
+from longshot_dagster.cli.following import interruptible
+from longshot_dagster.cli.terminal import say
+from longshot_dagster.core.endpoints import Endpoint, normalise_url
+from longshot_dagster.core.errors import LongshotError
+from longshot_dagster.core.usage import REHEARSAL_MODEL
+from longshot_dagster.testing.demo import Demo, prepare
+
+
+def demo(look: bool) -> int:
+    """Exit code of the example's build; `look` opens the UI on the last one instead."""
+    person = settings.home(os.environ, settings.default_dotenv())
+    home = Home(person.root / "demo")
+    if look:
+        return _look(home)
+    # Nothing of the person's own settings but the one opt-in without which some hosts can run no sandbox at all.
+    launch = {"sandbox_isolation": os.environ.get("SANDBOX_ISOLATION"), "sandbox_provider": "local"}
+    resolved = settings.resolve(launch, {"llm_model": REHEARSAL_MODEL}, {}, None, None)
+    _clear(home)
+    _, note = make_provider(resolved.settings, resolved.origins, home)
+    example = prepare(home.root / "example")
+    say("This is a rehearsal: a script plays the model. Everything else is real: planning rounds, sandboxes, agents,")
+    say(f"git, landing, checks, Dagster. Sandboxes: {note}")
+    with interruptible(), _scripted_model(example, home) as endpoint:
+        try:
+            code = _build(home, example, endpoint, resolved)
+        finally:
+            stack.stop(home)
+            Gateway(home).stop()
+    say(f"the result: git clone {example.repository}")
+    say("the build in the Dagster UI: longshot demo --look")
+    return code
+
+
+def _build(home: Home, example: Demo, endpoint: Endpoint, resolved: settings.Resolved) -> int:
+    Gateway(home).ensure((endpoint,))
+    say("starting Dagster for the demo ...")
+    info = stack.ensure(home, (endpoint,), port=0, environ=_neutral(os.environ))
+    order = Order(new_build_name("demo"), example.request, str(example.repository), None, resolved)
+    return run(home, stack.api(home, info), order)
+
+
+def _look(home: Home) -> int:
+    if not home.builds.exists() or not any(home.builds.iterdir()):
+        say("no demo has been built yet; `longshot demo` builds it")
+        return 0
+    return serving.up(detach=False, home=home)
+
+
+def _clear(home: Home) -> None:
+    stack.stop(home)
+    Gateway(home).stop()
+    shutil.rmtree(home.root, ignore_errors=True)
+
+
+def _neutral(environ: "os._Environ[str]") -> dict[str, str]:
+    """Without the person's settings: the demo is the same demo everywhere."""
+    names = (*settings.FIELDS, *settings.PROCESS_NAMES)
+    return {name: value for name, value in environ.items() if name not in names}
+
+
+@contextlib.contextmanager
+def _scripted_model(example: Demo, home: Home) -> Iterator[Endpoint]:
+    argv = [sys.executable, "-m", "longshot_dagster.testing.scripted_model", "--script", str(example.script)]
+    log = home.logs / "scripted-model.log"
+    with log.open("ab") as errors:
+        process = subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, start_new_session=True
+        )
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        if not line:
+            raise LongshotError(f"the scripted model does not start: {stack.tail(Path(log))}")
+        url = normalise_url(f"http://127.0.0.1:{json.loads(line)['port']}", "LLM_BASE_URL")
+        yield Endpoint(name="scripted", url=url)
+    finally:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(5)
+        process.kill()
+        process.wait()
+        if process.stdout:
+            process.stdout.close()

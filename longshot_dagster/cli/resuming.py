@@ -1,0 +1,94 @@
+"""`longshot resume BUILD`: a paused build goes on where it stood; one that is under way is followed."""
+
+import os
+import time
+
+from longshot_dagster.adapters import leases, settings, stack
+from longshot_dagster.adapters.dagster_api import ActiveRun, DagsterApi
+from longshot_dagster.adapters.gateway_client import Gateway
+from longshot_dagster.adapters.home import Home
+from longshot_dagster.adapters.ledger import BuildLedger, Ledger
+from longshot_dagster.cli.following import PARTITION_TAG, conclude, follow, interruptible, runs_of
+from longshot_dagster.cli.terminal import say
+from longshot_dagster.core.errors import WrongUse
+from longshot_dagster.core.lifecycle import BuildView, IterationStatus
+from longshot_dagster.core.models import BuildPhase, BuildRequest, BuildState
+
+_CANCELING_SECONDS = 30.0
+
+
+def resume(build: str, max_tokens: str | None) -> int:
+    """Exit code of the build, followed to its end. Raises WrongUse."""
+    dotenv = settings.default_dotenv()
+    home = settings.home(os.environ, dotenv)
+    ledger = Ledger(home.builds).existing(build)
+    if ledger.state().phase is BuildPhase.FINISHED:
+        say(f"{build} has finished already")
+        return conclude(home, ledger)
+    if max_tokens is not None:
+        _raise_budget(ledger, max_tokens)
+    endpoints = settings.endpoints(os.environ, dotenv)
+    Gateway(home).ensure(endpoints or None)
+    with interruptible():
+        info = stack.ensure(
+            home,
+            endpoints,
+            port=settings.ui_port(os.environ, dotenv),
+            environ=os.environ,
+            dotenv=settings.inheritable(dotenv),
+            say=say,
+        )
+        api = stack.api(home, info)
+        if ledger.state().phase is BuildPhase.PAUSED:
+            wake(home, ledger, api)
+            say(f"{build} goes on")
+        return follow(home, build, api)
+
+
+def wake(home: Home, ledger: BuildLedger, api: DagsterApi) -> None:
+    """Set a paused build running, with a new attempt for whatever stands still."""
+    _let_runs_end(ledger.build, api)
+    runs = runs_of(api, ledger.build)
+    dead = [r for r in runs if _is_dead(home, r)]
+    busy = {r.tags.get(PARTITION_TAG, "") for r in runs if r not in dead}
+    view = ledger.view()
+    # First the attempts, then the reaping: the end of a run of an earlier attempt pauses nothing.
+    ledger.update_state(lambda s: woken(s, view, busy))
+    api.terminate([r.id for r in dead], now=True)
+
+
+def woken(state: BuildState, view: BuildView, busy: set[str]) -> BuildState:
+    """`state` running again; `busy` are the partitions whose run is alive. A run key is never launched twice, hence the attempts."""
+    if state.phase is not BuildPhase.PAUSED:
+        return state
+    attempts = dict(state.attempts)
+    for i in view.iterations:
+        if i.status is not IterationStatus.DONE and str(i.key) not in busy:
+            attempts[i.key.short] = attempts.get(i.key.short, 1) + 1
+    if view.build not in busy:
+        finalization = f"finalize.{view.finalize_attempt + 1:03d}"
+        attempts[finalization] = attempts.get(finalization, 1) + 1
+    return state.moved(BuildPhase.RUNNING).model_copy(update={"attempts": attempts})
+
+
+def _is_dead(home: Home, run: ActiveRun) -> bool:
+    """Dagster thinks that it runs, and its process is gone."""
+    started = run.status in ("STARTED", "CANCELING")
+    return started and leases.known(home, run.id) and leases.holder(home, run.id) is None
+
+
+def _let_runs_end(build: str, api: DagsterApi) -> None:
+    deadline = time.monotonic() + _CANCELING_SECONDS
+    while any(r.status == "CANCELING" for r in runs_of(api, build)) and time.monotonic() < deadline:
+        time.sleep(0.3)
+
+
+def _raise_budget(ledger: BuildLedger, max_tokens: str) -> None:
+    given = settings.resolve({}, {"max_tokens_per_build": max_tokens}, {}, None, None)
+    request = ledger.request()
+    changed = request.settings.model_copy(update={"max_tokens_per_build": given.settings.max_tokens_per_build})
+    if ledger.state().phase is not BuildPhase.PAUSED:
+        raise WrongUse(f"{request.build} is under way; its budget can be changed while it is paused")
+    ledger.save_request(
+        BuildRequest.model_validate({**dict(request), "settings": changed, "origins": request.origins | given.origins})
+    )

@@ -1,0 +1,131 @@
+"""`longshot status [BUILD]`: how builds and their tasks stand, and what each waits for."""
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from longshot_dagster.adapters import settings, stack
+from longshot_dagster.adapters.home import Home
+from longshot_dagster.adapters.ledger import BuildLedger, Ledger
+from longshot_dagster.cli.terminal import say
+from longshot_dagster.core.display import display
+from longshot_dagster.core.errors import LedgerError
+from longshot_dagster.core.models import BuildPhase, LandingState
+from longshot_dagster.core.report import duration, headline, waiting_for
+
+
+def status(build: str | None, as_json: bool) -> int:
+    """Raises WrongUse for a build that is not here."""
+    home = settings.home(os.environ, settings.default_dotenv())
+    if build is None:
+        _show_builds(home, as_json)
+    else:
+        _show_build(Ledger(home.builds).existing(build), as_json)
+    return 0
+
+
+def _show_builds(home: Home, as_json: bool) -> None:
+    ledger = Ledger(home.builds)
+    rows = [_build_row(ledger.build(name)) for name in ledger.builds()]
+    info = stack.running(home)
+    if as_json:
+        running = {"url": info.url, "pid": info.pid, "ready": info.ready} if info else None
+        click.echo(json.dumps({"home": str(home.root), "stack": running, "builds": rows}, indent=1))
+        return
+    say(f"Longshot runs; UI {info.url} (`longshot ui` prints a login link)" if info else "Longshot is not running")
+    if not rows:
+        say('no builds yet; longshot "REQUEST" starts one')
+        return
+    _table(
+        ("build", "state", "landed", "age", "request"),
+        [
+            (
+                r["build"],
+                r["verdict"] or r["phase"],
+                f"{r['landed']}/{r['tasks']}",
+                duration(time.time() - r["created_at"]),
+                r["error"] or r["reason"] or r["request"],
+            )
+            for r in rows
+        ],
+    )
+
+
+def _build_row(ledger: BuildLedger) -> dict[str, Any]:
+    row: dict[str, Any] = {"build": ledger.build, "error": ""}
+    try:
+        request, state = ledger.request(), ledger.state()
+        landings = [ledger.landing(t) for t in ledger.task_ids()]
+    except LedgerError as e:
+        return (
+            row
+            | {"error": str(e), "phase": "unreadable", "verdict": None, "reason": "", "request": ""}
+            | {
+                "landed": 0,
+                "tasks": 0,
+                "created_at": time.time(),
+            }
+        )
+    return row | {
+        "phase": state.phase.value,
+        "verdict": state.verdict.value if state.verdict else None,
+        "reason": state.reason,
+        "request": request.request[:200],
+        "repository": request.target.url,
+        "branch": request.target.branch,
+        "tasks": len(landings),
+        "landed": sum(x is not None and x.state is LandingState.LANDED for x in landings),
+        "created_at": request.created_at,
+        "rehearsal": request.rehearsal,
+    }
+
+
+def _show_build(ledger: BuildLedger, as_json: bool) -> None:
+    row = _build_row(ledger)
+    if row["error"]:
+        raise LedgerError(row["error"])
+    tasks = [_task_row(ledger, t, BuildPhase(row["phase"])) for t in ledger.task_ids()]
+    report = ledger.report()
+    if as_json:
+        shown = report.model_dump(mode="json") if report else None
+        click.echo(json.dumps({**row, "task_list": tasks, "report": shown}, indent=1))
+        return
+    say(f"{row['build']}: {row['verdict'] or row['phase']}" + (f" ({row['reason']})" if row["reason"] else ""))
+    if row["rehearsal"]:
+        say("rehearsal: a scripted model answers, no real one")
+    say(f"{row['branch']} of {row['repository']}")
+    if report:
+        say(headline(report))
+    if tasks:
+        columns = ("task", "handoff", "landing", "waits for / why", "what")
+        _table(columns, [(t["task"], t["handoff"], t["landing"], t["why"], t["description"]) for t in tasks])
+    if row["phase"] == BuildPhase.PAUSED:
+        say(f"to go on: longshot resume {row['build']}")
+
+
+def _task_row(ledger: BuildLedger, name: str, phase: BuildPhase) -> dict[str, str]:
+    task, handoff, landing = ledger.existing_task(name), ledger.handoff(name), ledger.landing(name)
+    return {
+        "task": name,
+        "kind": task.kind.value,
+        "handoff": handoff.status.value if handoff else "-",
+        "landing": landing.state.value if landing else ("delegated" if task.delegated else "-"),
+        "why": waiting_for(task, handoff, landing, phase),
+        "description": task.description.strip().partition("\n")[0][:200],
+    }
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Columns as wide as they need, the last cut at the terminal's width."""
+    import shutil
+
+    shown = [[" ".join(display(cell, "plain", 70).split()) for cell in row] for row in [columns, *rows]]
+    widths = [max(len(row[i]) for row in shown) for i in range(len(columns))]
+    limit = shutil.get_terminal_size((120, 24)).columns
+    for row in shown:
+        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        say(line[:limit])

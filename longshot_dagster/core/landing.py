@@ -1,0 +1,267 @@
+"""What of a worker's branch may land, under whose name, and what becomes of the rest: the landing queue's policy."""
+
+import posixpath
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from longshot_dagster.core import scope
+from longshot_dagster.core.display import display
+from longshot_dagster.core.errors import WrongUse
+from longshot_dagster.core.ids import FIX, ROOT
+from longshot_dagster.core.lifecycle import parent_of
+from longshot_dagster.core.models import (
+    MAX_LIST,
+    Concern,
+    ConcernKind,
+    Handoff,
+    HandoffStatus,
+    LandingOutcome,
+    LandingState,
+    Task,
+    WorkerRun,
+)
+
+BUILD_TRAILER = "Longshot-Build"
+TASK_TRAILER = "Longshot-Task"
+SOURCE_TRAILER = "Longshot-Source"
+
+SUPERSEDABLE = (LandingState.CONFLICT, LandingState.WITHHELD, LandingState.NOOP)
+
+_FORGED = re.compile(r"\W*longshot[-_ ]*(?:build|task|source)\s*[:=#]", re.IGNORECASE)
+_MODES = {"000000", "100644", "100755", "120000"}
+_SUBJECT = 100
+_BODY = 4_000
+
+# They steer machines outside any sandbox (CI with secrets, git, editors, ourselves), so nobody lands them by straying.
+_STEERING = (
+    *(".github/", ".gitlab-ci.yml", ".gitlab/", ".circleci/", ".gitmodules", ".gitattributes", ".longshot.toml"),
+    *(".husky/", ".vscode/", ".devcontainer/", ".pre-commit-config.yaml", "Jenkinsfile", "azure-pipelines.yml"),
+)
+
+
+@dataclass(frozen=True)
+class Change:
+    """One path that a branch changes. `path` is git's bytes, surrogate-escaped; `mode` is 000000 for a deletion."""
+
+    path: str
+    mode: str
+    oid: str
+    status: str
+    link: str | None = None  # where a symbolic link points; None for anything else
+
+    @property
+    def shown(self) -> str:
+        return display(self.path.encode("utf-8", "surrogateescape").decode("utf-8", "replace"), "plain", 4_000)
+
+
+@dataclass(frozen=True)
+class Ownership:
+    """Which task of the build a path belongs to, beside the task that is landing."""
+
+    scopes: Mapping[str, tuple[str, ...]]
+    claims: Mapping[str, str]
+
+    def owner(self, path: str) -> str | None:
+        if path in self.claims:
+            return self.claims[path]
+        return next((task for task, entries in self.scopes.items() if scope.covers(entries, path)), None)
+
+
+@dataclass(frozen=True)
+class Split:
+    """The paths of one branch, divided. What is claimed lands too."""
+
+    landed: tuple[str, ...]
+    claimed: tuple[str, ...]
+    withheld: tuple[str, ...]
+    concerns: tuple[Concern, ...]
+
+    @property
+    def kept(self) -> frozenset[str]:
+        return frozenset((*self.landed, *self.claimed))
+
+
+def split(changes: Iterable[Change], task: Task, owners: Ownership) -> Split:
+    """Divide a branch's changes: in scope, claimed by straying where nobody owns, and withheld with a reason each."""
+    landed: list[str] = []
+    claimed: list[str] = []
+    withheld: list[str] = []
+    concerns: list[Concern] = []
+    for change in changes:
+        refusal = _refusal(change, task, owners, len(claimed))
+        if refusal is not None:
+            withheld.append(change.path)
+            concerns.append(refusal)
+        elif scope.covers(task.scope, change.path):
+            landed.append(change.path)
+        else:
+            claimed.append(change.path)
+            concerns.append(_concern(ConcernKind.CLAIMED, change, "outside the scope, owned by no task: landed"))
+    return Split(tuple(landed), tuple(claimed), tuple(withheld), _bounded(concerns))
+
+
+def _refusal(change: Change, task: Task, owners: Ownership, claims: int) -> Concern | None:
+    if unsafe := unsafe_reason(change):
+        return _concern(ConcernKind.UNSAFE_PATH, change, unsafe)
+    if is_withheld_as_generated(change.path, task.scope):
+        return _concern(ConcernKind.GENERATED, change, "generated; lock files and build output never land from a task")
+    if scope.covers(task.scope, change.path):
+        return None
+    if scope.covers(_STEERING, change.path):
+        return _concern(
+            ConcernKind.OUT_OF_SCOPE, change, "steers tools outside the sandbox; lands only when a scope names it"
+        )
+    if owner := owners.owner(change.path):
+        return _concern(ConcernKind.OUT_OF_SCOPE, change, f"belongs to task {owner}; not landed")
+    if claims >= MAX_LIST:
+        return _concern(ConcernKind.OUT_OF_SCOPE, change, f"more than {MAX_LIST} paths outside the scope; not landed")
+    return None
+
+
+def unsafe_reason(change: Change) -> str | None:
+    """Why a change may never land, whatever the scope says; None when it may."""
+    try:
+        change.path.encode("utf-8")
+        if scope.normalise(change.path) != change.path:
+            return "this path means something else on another file system"
+    except (WrongUse, UnicodeEncodeError):
+        return "not a path that may be in a repository"
+    if change.mode not in _MODES:
+        return "a submodule; landing moves files only" if change.mode == "160000" else f"file mode {change.mode}"
+    if change.link is not None and link_leaves(change.path, change.link):
+        return "a symbolic link that leaves the repository"
+    return None
+
+
+def link_leaves(path: str, target: str) -> bool:
+    """Could the link at `path` point outside the repository, also through other links?
+
+    `..` counts only at the front: behind a name that is itself a link, it would go up from somewhere else.
+    """
+    if not target or target.startswith(("/", "~", "\\")) or "\0" in target or ":" in target.split("/")[0]:
+        return True
+    parts = [p for p in target.replace("\\", "/").split("/") if p not in ("", ".")]
+    ups = next((i for i, p in enumerate(parts) if p != ".."), len(parts))
+    if ".." in parts[ups:] or ups > path.count("/"):
+        return True
+    rest = posixpath.join(*path.split("/")[: path.count("/") - ups], *parts[ups:], "x")
+    try:
+        scope.normalise(rest)
+    except WrongUse:
+        return True
+    return False
+
+
+def is_withheld_as_generated(path: str, task_scope: Iterable[str]) -> bool:
+    """Generated, unless it lies in a directory like `build/` that the scope names itself; lock files always."""
+    if not scope.is_generated(path):
+        return False
+    name = posixpath.basename(path)
+    if name in scope.LOCK_FILES or name.endswith((".pyc", ".pyo")):
+        return True
+    named = (e for e in task_scope if scope.covers((e,), path))
+    return not any(part in scope.BUILD_OUTPUT for e in named for part in e.rstrip("/").split("/"))
+
+
+def ownership(task: Task, tasks: Iterable[Task], landings: Mapping[str, LandingOutcome]) -> Ownership:
+    """Who owns what while `task` lands: every other task's scope, then what others claimed by landing it first.
+
+    Its own ancestors do not count (a parent's scope is what its children share out), nor what it replaces, nor what
+    another task has superseded.
+    """
+    mine = {task.id, *task.replaces, *_ancestors(task.id)}
+    scopes = {
+        t.id: t.scope
+        for t in tasks
+        if t.id not in mine and (t.id not in landings or landings[t.id].state is not LandingState.SUPERSEDED)
+    }
+    claims = {
+        concern.path: outcome.task
+        for outcome in landings.values()
+        if outcome.state is LandingState.LANDED and outcome.task not in mine
+        for concern in outcome.concerns
+        if concern.kind is ConcernKind.CLAIMED
+    }
+    return Ownership(scopes, claims)
+
+
+def _ancestors(task: str) -> Iterator[str]:
+    while (task := parent_of(task)) not in (ROOT, FIX):
+        yield task
+
+
+def landable(handoff: Handoff, run: WorkerRun | None) -> Concern | None:
+    """Why a branch may not land at all; None when it may. Red on its base too does not count against it."""
+    if handoff.status is not HandoffStatus.COMPLETE:
+        return Concern(kind=ConcernKind.NOT_COMPLETE, text=f"the handoff is {handoff.status}, not complete")
+    if run is None:
+        return Concern(kind=ConcernKind.NOT_COMPLETE, text="there is no record of the worker's run")
+    red = [f"{c.name} ({c.status})" for c in run.checks if c.red]
+    if red:
+        return Concern(kind=ConcernKind.CHECK_RED, text=f"red in its own sandbox: {', '.join(red)}")
+    return None
+
+
+def guard(landed: Iterable[str], own: frozenset[str], renamed: Mapping[str, str]) -> tuple[str, ...]:
+    """Paths a landing would change though its branch never did: anything here means a wrong merge base.
+
+    `renamed` maps a new name on the landing branch to the old one: edits that follow a rename are the branch's own.
+    """
+    return tuple(sorted(p for p in landed if p not in own and renamed.get(p) not in own))
+
+
+def replaced_by(task: Task, tasks: Mapping[str, Task]) -> tuple[str, ...]:
+    """Everything that landing `task` makes unnecessary: what it replaces, and what that was to replace."""
+    found: dict[str, None] = {}
+    waiting = list(task.replaces)
+    while waiting:
+        name = waiting.pop(0)
+        if name != task.id and name not in found:
+            found[name] = None
+            waiting += tasks[name].replaces if name in tasks else ()
+    return tuple(found)
+
+
+# --- messages --------------------------------------------------------------------------------------------------------
+
+
+def is_fit(message: str) -> bool:
+    """May a worker's message reach the landing branch as it is: no trailer of ours in any spelling, plain, not endless?"""
+    plain = display(message, "plain", len(message) + 1)
+    return plain == message and len(message) <= _BODY and not any(_FORGED.match(line) for line in plain.splitlines())
+
+
+def commit_message(text: str, build: str, task: str, source: str) -> str:
+    """`text` (first line: the subject) without control characters and forged trailers, bounded; then our three."""
+    # Cleaned before it is searched: an invisible character could otherwise hide a trailer until it is removed.
+    lines = [
+        line.rstrip() for line in display(text, "plain", _BODY).strip().splitlines() if not _FORGED.match(line.strip())
+    ]
+    while lines and not lines[0].strip():
+        lines.pop(0)
+    subject = display(lines[0].strip() if lines else f"Task {task}", "plain", _SUBJECT)
+    body = "\n".join(lines[1:]).strip()
+    trailers = f"{BUILD_TRAILER}: {build}\n{TASK_TRAILER}: {task}\n{SOURCE_TRAILER}: {source}"
+    return "\n\n".join(part for part in (subject, body, trailers) if part) + "\n"
+
+
+def person(name: str, email: str) -> tuple[str, str]:
+    """An author as a worker wrote it, made safe for a commit header."""
+    plain_name = re.sub(r"[<>\n\t]", "", display(name, "plain", 100)).strip(" .,:;\"'\\")
+    plain_email = re.sub(r"[<>\s]", "", display(email, "plain", 200)).strip(" .,:;\"'\\")
+    return plain_name or "longshot worker", plain_email or "worker@longshot.invalid"
+
+
+def _concern(kind: ConcernKind, change: Change, text: str) -> Concern:
+    return Concern(kind=kind, text=f"{change.shown[:1_000]}: {text}", path=change.shown)
+
+
+def _bounded(concerns: list[Concern]) -> tuple[Concern, ...]:
+    """All claims (they are owners' records) and the first 200 of the rest."""
+    claims = [c for c in concerns if c.kind is ConcernKind.CLAIMED]
+    rest = [c for c in concerns if c.kind is not ConcernKind.CLAIMED]
+    more = len(rest) - MAX_LIST
+    if more > 0:
+        rest = [*rest[:MAX_LIST], Concern(kind=rest[-1].kind, text=f"and {more} more paths withheld")]
+    return (*claims, *rest)

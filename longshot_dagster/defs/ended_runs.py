@@ -1,0 +1,59 @@
+"""What the end of a run means for its build: nothing while Dagster retries it, a pause with its reason otherwise."""
+
+import dagster as dg
+
+from longshot_dagster.adapters.ledger import Ledger
+from longshot_dagster.core.display import display
+from longshot_dagster.core.errors import WrongUse
+from longshot_dagster.core.ids import parse_iteration_key
+from longshot_dagster.core.models import BuildPhase
+from longshot_dagster.defs import partitions
+from longshot_dagster.defs.pausing import cancelled_reason, fail_finalization, fail_iteration
+
+_WILL_RETRY = "dagster/will_retry"
+_PARTITION = "dagster/partition"
+_TAGGED_WITHIN_S = 5.0
+
+
+def undecided(record: dg.RunRecord, now: float) -> bool:
+    """Dagster writes the status first and whether it retries a moment later."""
+    run = record.dagster_run
+    tagged = _WILL_RETRY in run.tags or run.status is not dg.DagsterRunStatus.FAILURE
+    return not tagged and now - record.update_timestamp.timestamp() < _TAGGED_WITHIN_S
+
+
+def note_end(instance: dg.DagsterInstance, builds: Ledger, run: dg.DagsterRun) -> None:
+    """Record the failed or cancelled attempt and pause its build; idempotent, and blind to attempts that are history.
+
+    Runs that no sensor asked for (launched by hand, so without our tags) concern nobody but who launched them.
+    """
+    build, attempt = run.tags.get(partitions.BUILD_TAG), run.tags.get(partitions.ATTEMPT_TAG, "")
+    if build is None or not attempt.isdigit() or run.tags.get(_WILL_RETRY) == "true":
+        return
+    try:
+        ledger = builds.existing(build)
+        if ledger.state().phase is BuildPhase.FINISHED:
+            return
+        cancelled = run.status is dg.DagsterRunStatus.CANCELED
+        reason = cancelled_reason(build) if cancelled else failure_line(instance, run)
+        if number := run.tags.get(partitions.FINALIZATION_TAG):
+            fail_finalization(ledger, int(number), int(attempt), reason)
+        else:
+            key = parse_iteration_key(run.tags.get(_PARTITION, ""))
+            fail_iteration(ledger, key, int(attempt), "cancelled" if cancelled else "crash", reason)
+    except WrongUse:
+        return  # a build whose ledger was removed
+
+
+def failure_line(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str:
+    """The innermost error of the first failed step, else of the run, in one line."""
+    for kind in (dg.DagsterEventType.STEP_FAILURE, dg.DagsterEventType.RUN_FAILURE):
+        for entry in instance.all_logs(run.run_id, of_type=kind):
+            event = entry.dagster_event
+            failed = event.step_failure_data if event and kind is dg.DagsterEventType.STEP_FAILURE else None
+            error = failed.error if failed else None
+            while error is not None and error.cause is not None:
+                error = error.cause
+            text = error.message if error else (event.message if event else None) or entry.user_message
+            return " ".join(display(f"{run.job_name} failed: {text}", "plain", 500).split())
+    return f"{run.job_name} failed without saying why; its log is in the UI"

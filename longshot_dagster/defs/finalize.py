@@ -1,0 +1,140 @@
+"""The job `finalize_build`: drain landings, sweep main, then either ask for fixes or write the last word on a build."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import dagster as dg
+
+from longshot_dagster.adapters.ledger import BuildLedger
+from longshot_dagster.core.errors import Cancelled, LongshotError
+from longshot_dagster.core.finalizing import AskForFixes, WorkLeft, outcome, work_left
+from longshot_dagster.core.models import BuildPhase, BuildReport, BuildState, Sweep
+from longshot_dagster.core.report import make_report, report_markdown
+from longshot_dagster.defs import partitions
+from longshot_dagster.defs.executor import cancellation, threaded_executor
+from longshot_dagster.defs.iteration import sweep_main
+from longshot_dagster.defs.metadata import rehearsal
+from longshot_dagster.defs.pausing import (
+    cancelled_reason,
+    count_finalization,
+    fail_finalization,
+    finalization_name,
+    one_line,
+)
+from longshot_dagster.defs.resources import BuildTools, LongshotResource
+
+
+@dg.asset(
+    partitions_def=partitions.builds,
+    group_name="longshot",
+    deps=[
+        dg.AssetDep(name, partition_mapping=dg.AllPartitionMapping())
+        for name in ("metrics", "health", "landings", "task_result")
+    ],
+    kinds={"markdown"},
+    output_required=False,
+)
+def build_report(context: dg.AssetExecutionContext, longshot: LongshotResource) -> Iterator[Any]:
+    """The last word on a build: what landed, what did not and why, whether main is green, what it cost.
+
+    Empty while main is red and fixes are still being tried: then the build goes back to work and this runs again.
+    """
+    tools = longshot.tools(context.partition_key)
+    number, attempt = _which(context, tools.ledger)
+    try:
+        report = finalize(tools, number, cancellation(context.run.run_id).is_set)
+    except LongshotError as e:
+        reason = cancelled_reason(context.partition_key) if isinstance(e, Cancelled) else one_line(e)
+        fail_finalization(tools.ledger, number, attempt, reason)
+        raise dg.Failure(description=reason, allow_retries=False) from e
+    if report is not None:
+        sweep = next((s for s in tools.ledger.sweeps() if s.number == report.sweep), None)
+        text = report_markdown(report, tools.request, sweep)
+        metadata = {
+            "report": dg.MetadataValue.md(text),
+            "verdict": report.verdict.value,
+            "head": report.head,
+            "tokens": report.tokens,
+            **rehearsal(tools.request),
+        }
+        yield dg.MaterializeResult(metadata=metadata)
+
+
+finalize_build = dg.define_asset_job(
+    "finalize_build",
+    selection=dg.AssetSelection.assets(build_report),
+    executor_def=threaded_executor,
+    tags=partitions.RETRY_TAGS,
+    description="Drain the landing queue, sweep main, then report, or go back to work for fixes. A sensor starts it.",
+)
+
+
+def finalize(tools: BuildTools, number: int, cancelled: Callable[[], bool]) -> BuildReport | None:
+    """Finalization `number` of a build; None when the build goes back to work. Raises what stops it, and Cancelled."""
+    ledger = tools.ledger
+    if earlier := ledger.report():
+        _finish(ledger, earlier)
+        return earlier
+    ledger.update_state(lambda s: s.moved(BuildPhase.FINALIZING))
+    tools.landing.drain()
+    if work_left(ledger.view()):
+        _back_to_work(ledger, WorkLeft(), number)
+        return None
+    sweep = None
+    if tools.request.settings.finalization_enabled:
+        sweep = sweep_main(tools, finalization_name(number), cancelled)
+    ended = outcome(ledger.view(), number, sweep)
+    if isinstance(ended, WorkLeft | AskForFixes):
+        _back_to_work(ledger, ended, number)
+        return None
+    report = report_on(tools, sweep)
+    ledger.save_report(report)
+    _finish(ledger, report)
+    return report
+
+
+def report_on(tools: BuildTools, sweep: Sweep | None) -> BuildReport:
+    """The report of a drained build from its whole ledger; `sweep` is the newest, None when nothing was checked."""
+    ledger = tools.ledger
+    names = ledger.task_ids()
+    return make_report(
+        tools.request,
+        tasks=[ledger.existing_task(t) for t in names],
+        handoffs={t: h for t in names if (h := ledger.handoff(t))},
+        landings={t: o for t in names if (o := ledger.landing(t))},
+        runs=[r for r in map(ledger.run, names) if r],
+        plans=[p for p in map(ledger.plan, ledger.iterations()) if p],
+        sweep=sweep,
+        head=tools.mirror.fetch(),
+        finalization_attempts=ledger.view().finalize_attempt,
+        now=tools.clock.now(),
+    )
+
+
+def _which(context: dg.AssetExecutionContext, ledger: BuildLedger) -> tuple[int, int]:
+    """(number, attempt) of this finalization, from the sensor's tags; launched by hand it is the one that is due."""
+    tags = context.run.tags
+    number = int(tags.get(partitions.FINALIZATION_TAG, "") or ledger.view().finalize_attempt + 1)
+    attempt = ledger.state().attempts.get(finalization_name(number), 1)
+    return number, int(tags.get(partitions.ATTEMPT_TAG, "") or attempt)
+
+
+def _back_to_work(ledger: BuildLedger, ended: WorkLeft | AskForFixes, number: int) -> None:
+    if isinstance(ended, WorkLeft):
+        count_finalization(ledger, number)
+
+    def change(state: BuildState) -> BuildState:
+        noted = {f"red-final.{number}": ended.sweep} if isinstance(ended, AskForFixes) else {}
+        moved = state.moved(BuildPhase.RUNNING) if state.phase is BuildPhase.FINALIZING else state
+        return moved.model_copy(update={"attempts": {**moved.attempts, **noted}})
+
+    ledger.update_state(change)
+
+
+def _finish(ledger: BuildLedger, report: BuildReport) -> None:
+    def change(state: BuildState) -> BuildState:
+        if state.phase is BuildPhase.FINALIZING:
+            return state.moved(BuildPhase.FINISHED, verdict=report.verdict)
+        return state
+
+    ledger.update_state(change)

@@ -1,0 +1,277 @@
+"""One planning round and the work it causes: the asset job `planning_iteration`, a run per iteration of any planner.
+
+    read_repo_state → make_plan → run_worker (per task) → land (per task) → gather → reconcile → measure
+
+Every op returns what the ledger already holds instead of doing it again, so a repeated run costs nothing but the gaps.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+import dagster as dg
+
+from longshot_dagster.core import ids
+from longshot_dagster.core.errors import IncompleteIteration, LedgerError
+from longshot_dagster.core.ids import IterationKey, parse_iteration_key
+from longshot_dagster.core.measuring import snapshot
+from longshot_dagster.core.models import (
+    Handoff,
+    LandingOutcome,
+    LandingState,
+    MetricsSnapshot,
+    Plan,
+    RepoState,
+    Sweep,
+    Task,
+)
+from longshot_dagster.defs import checks, metadata, partitions
+from longshot_dagster.defs.executor import cancellation, threaded_executor
+from longshot_dagster.defs.pausing import pausing
+from longshot_dagster.defs.resources import BuildTools, LongshotResource
+from longshot_dagster.defs.task_materialization import report_task
+
+
+class AssetText(NamedTuple):
+    """One asset as the UI shows it: what it is, what kind of thing makes it, what it comes after."""
+
+    description: str
+    kind: str
+    after: tuple[str, ...] = ()
+
+
+ASSETS = {
+    "repo_state": AssetText(
+        "What main looked like when the iteration began: commit, files, history, specification.", "git"
+    ),
+    "plan": AssetText("The tasks a planner asked for, frozen before anything was dispatched.", "llm", ("repo_state",)),
+    "handoffs": AssetText(
+        "What the workers handed in, one per task of the plan; the completeness guard saw them all.",
+        "agent",
+        ("plan",),
+    ),
+    "landings": AssetText(
+        "What became of each branch: landed, nothing to land, conflict, withheld or superseded.",
+        "git",
+        ("plan", "handoffs"),
+    ),
+    "health": AssetText(
+        "The newest sweep: main built and tested in a clean checkout inside a sandbox.", "sandbox", ("landings",)
+    ),
+    "metrics": AssetText(
+        "Figures of the iteration and of the build so far. Written last: with it, the iteration is done.",
+        "json",
+        ("plan", "handoffs", "landings", "health"),
+    ),
+}
+_LANDS_FIRST = {"dagster/priority": "1"}  # a finished branch lands before more work starts
+
+
+@dg.op(out=dg.Out(io_manager_key="ledger"))
+def read_repo_state(context: dg.OpExecutionContext, longshot: LongshotResource) -> RepoState:
+    """Fetch the target and write down what is on main: the commit every planner of this iteration reads."""
+    key, tools = _place(context, longshot)
+    with _pausing(context, tools, key):
+        state = tools.ledger.repo_state(key) or tools.mirror.repo_state(tools.mirror.fetch())
+    context.add_output_metadata(metadata.repo_state_metadata(state))
+    return state
+
+
+@dg.op(out={"plan": dg.Out(Plan, io_manager_key="ledger"), "tasks": dg.DynamicOut(str)})
+def make_plan(
+    context: dg.OpExecutionContext, repo_state: RepoState, longshot: LongshotResource
+) -> Iterator[dg.Output[Plan] | dg.DynamicOutput[str]]:
+    """Ask the planner for the next tasks, or take the frozen plan; each task for a worker becomes a step of its own."""
+    key, tools = _place(context, longshot)
+    with _pausing(context, tools, key):
+        plan = tools.ledger.plan(key)
+        if plan is None:
+            plan = tools.ledger.freeze_plan(key, tools.planner.plan(key, repo_state, tools.ledger.view()))
+            if refused := tools.landing.checkpoint():
+                context.log.warning(f"the checkpoint stays local: {refused}")
+    keys = [ids.task_partition(key.build, task.id) for task in plan.tasks]
+    context.instance.add_dynamic_partitions(str(partitions.tasks.name), keys)
+    yield dg.Output(plan, "plan", metadata=metadata.plan_metadata(plan, tools.request))
+    for task in plan.dispatched:
+        yield dg.DynamicOutput(task.id, mapping_key=ids.mapping_key(task.id), output_name="tasks")
+
+
+@dg.op(pool=partitions.SANDBOX_POOL)
+def run_worker(context: dg.OpExecutionContext, task: str, longshot: LongshotResource) -> str:
+    """One worker in one sandbox does one task and hands it in. A slot of the pool `sandbox` is taken meanwhile."""
+    key, tools = _place(context, longshot)
+    with _pausing(context, tools, key):
+        handoff = tools.worker.run(dispatched(tools, key, task), cancellation(context.run_id).is_set)
+    context.log.info(f"task {task}: {handoff.status.value}")
+    return task
+
+
+@dg.op(tags=_LANDS_FIRST)
+def land(context: dg.OpExecutionContext, task: str, longshot: LongshotResource) -> str:
+    """Merge the task's branch and push it, or say why not; then the task's record appears under `task_result`."""
+    key, tools = _place(context, longshot)
+    with _pausing(context, tools, key):
+        planned = dispatched(tools, key, task)
+        outcome = tools.landing.land(planned)
+    report_task(context, tools, planned, outcome)
+    return task
+
+
+@dg.op(
+    out={
+        "handoffs": dg.Out(list[Handoff], io_manager_key="ledger"),
+        "landings": dg.Out(list[LandingOutcome], io_manager_key="ledger"),
+        checks.ALL_LANDED: dg.Out(dg.Nothing),
+    }
+)
+def gather(context: dg.OpExecutionContext, plan: Plan, landed: list[str], longshot: LongshotResource) -> Iterator[Any]:
+    """Compare what came back with the manifest: a task without handoff and landing stops the iteration, by name."""
+    key, tools = _place(context, longshot)
+    with _pausing(context, tools, key):
+        handoffs, landings = complete(tools, plan, landed)
+    yield dg.Output(handoffs, "handoffs", metadata=metadata.handoffs_metadata(handoffs))
+    yield dg.Output(landings, "landings", metadata=metadata.landings_metadata(landings))
+    yield checks.landed_check(landings, key.build)
+
+
+@dg.op(
+    out={
+        "health": dg.Out(Sweep, io_manager_key="ledger"),
+        checks.CHECKS_PASS: dg.Out(dg.Nothing),
+        checks.NO_CONFLICT_MARKERS: dg.Out(dg.Nothing),
+    }
+)
+def reconcile(
+    context: dg.OpExecutionContext, landings: list[LandingOutcome], longshot: LongshotResource
+) -> Iterator[Any]:
+    """Sweep main as it is after this iteration's landings, unless a sweep of that commit is there already."""
+    key, tools = _place(context, longshot)
+    context.log.info(f"{sum(o.state is LandingState.LANDED for o in landings)} tasks landed")
+    with _pausing(context, tools, key):
+        found = sweep_main(tools, key.short, cancellation(context.run_id).is_set)
+    yield dg.Output(found, "health", metadata=metadata.sweep_metadata(found, key.build))
+    yield from checks.health_checks(found, key.build)
+
+
+@dg.op(out=dg.Out(io_manager_key="ledger"))
+def measure(
+    context: dg.OpExecutionContext,
+    plan: Plan,
+    handoffs: list[Handoff],
+    landings: list[LandingOutcome],
+    health: Sweep,
+    longshot: LongshotResource,
+) -> MetricsSnapshot:
+    """Count tasks, landings, tokens and time. This document is the last of an iteration: with it, it is done."""
+    key, tools = _place(context, longshot)
+    ledger = tools.ledger
+    plans = [p for p in map(ledger.plan, ledger.iterations()) if p]
+    runs = [r for r in map(ledger.run, ledger.task_ids()) if r]
+    record = context.instance.get_run_record_by_id(context.run_id)
+    started = record.start_time if record and record.start_time else tools.clock.now()
+    took_ms = max(0, round((tools.clock.now() - started) * 1000))
+    metrics = ledger.metrics(key) or snapshot(plan, handoffs, landings, health, runs, plans, took_ms)
+    context.add_output_metadata(metadata.metrics_metadata(metrics))
+    return metrics
+
+
+_CHECKS = ("landings_all_landed", "health_checks_pass", "health_no_conflict_markers")
+
+
+@dg.graph(name="iteration", out={name: dg.GraphOut() for name in (*ASSETS, *_CHECKS)})
+def iteration_graph() -> dict[str, Any]:
+    """One planning round of one planner, and everything its tasks did."""
+    repo_state = read_repo_state()
+    plan, tasks = make_plan(repo_state)
+    landed = tasks.map(lambda task: land(run_worker(task)))
+    handoffs, landings, all_landed = gather(plan, landed.collect())
+    health, checks_pass, no_conflict_markers = reconcile(landings)
+    return {
+        "repo_state": repo_state,
+        "plan": plan,
+        "handoffs": handoffs,
+        "landings": landings,
+        "health": health,
+        "metrics": measure(plan, handoffs, landings, health),
+        "landings_all_landed": all_landed,
+        "health_checks_pass": checks_pass,
+        "health_no_conflict_markers": no_conflict_markers,
+    }
+
+
+# What @graph_multi_asset makes, and the lineage between the six, which it cannot be told.
+iteration = dg.AssetsDefinition.from_graph(
+    iteration_graph,
+    keys_by_output_name={name: dg.AssetKey(name) for name in ASSETS},
+    internal_asset_deps={name: {dg.AssetKey(d) for d in asset.after} for name, asset in ASSETS.items()},
+    descriptions_by_output_name={name: asset.description for name, asset in ASSETS.items()},
+    tags_by_output_name={name: {f"dagster/kind/{asset.kind}": ""} for name, asset in ASSETS.items()},
+    partitions_def=partitions.iterations,
+    group_name="longshot",
+    check_specs=checks.SPECS,
+)
+
+planning_iteration = dg.define_asset_job(
+    "planning_iteration",
+    selection=dg.AssetSelection.assets(iteration),
+    executor_def=threaded_executor,
+    tags=partitions.RETRY_TAGS,
+    description="One planning round: read main, plan, run the workers, land, sweep, measure. The sensors start it.",
+)
+
+
+def dispatched(tools: BuildTools, key: IterationKey, task: str) -> Task:
+    """The task as this iteration gives it to a worker; raises LedgerError when its plan has no such task."""
+    plan = tools.ledger.plan(key)
+    found = next((t for t in plan.dispatched if t.id == task), None) if plan else None
+    if found is None:
+        raise LedgerError(f"the plan of {key} has no task {task}")
+    return found
+
+
+def complete(tools: BuildTools, plan: Plan, landed: list[str]) -> tuple[list[Handoff], list[LandingOutcome]]:
+    """The completeness guard. Raises IncompleteIteration that names every task of the manifest without its documents."""
+    wanted = [t.id for t in plan.dispatched]
+    handoffs = {t: h for t in wanted if (h := tools.ledger.handoff(t))}
+    landings = {t: o for t in wanted if (o := tools.ledger.landing(t))}
+    missing = [t for t in wanted if t not in landed or t not in handoffs or t not in landings]
+    if missing:
+        raise IncompleteIteration(f"iteration {plan.iteration} has no result of {', '.join(missing)}")
+    return [handoffs[t] for t in wanted], [landings[t] for t in wanted]
+
+
+def sweep_main(tools: BuildTools, iteration: str, cancelled: Callable[[], bool]) -> Sweep:
+    """The newest sweep if nothing has landed since, or one of main's head; one sweep of a build at a time."""
+    ledger = tools.ledger
+    with ledger.lock("sweep"):
+        sweeps = ledger.sweeps()
+        if sweeps and not landed_since(tools, sweeps[-1]):
+            return sweeps[-1]
+        head = tools.mirror.fetch()
+        if same := next((s for s in reversed(sweeps) if s.head == head), None):
+            return same
+        found = tools.sweep(head, len(sweeps) + 1, iteration, cancelled)
+        ledger.save_sweep(found)
+        return found
+
+
+def landed_since(tools: BuildTools, sweep: Sweep) -> bool:
+    """Has anything landed after `sweep` began? (What landed while it ran may not be in it.)"""
+    landings = (tools.ledger.landing(t) for t in tools.ledger.task_ids())
+    return any(
+        state is LandingState.LANDED and at >= sweep.started_at
+        for landing in landings
+        if landing
+        for state, at in landing.history
+    )
+
+
+def _pausing(context: dg.OpExecutionContext, tools: BuildTools, key: IterationKey) -> AbstractContextManager[None]:
+    asked = context.run.tags.get(partitions.ATTEMPT_TAG, "")
+    attempt = int(asked) if asked.isdigit() else tools.ledger.state().attempts.get(key.short, 1)
+    return pausing(tools.ledger, key, attempt)
+
+
+def _place(context: dg.OpExecutionContext, longshot: LongshotResource) -> tuple[IterationKey, BuildTools]:
+    key = parse_iteration_key(context.partition_key)
+    return key, longshot.tools(key.build)

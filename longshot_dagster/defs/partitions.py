@@ -1,0 +1,14 @@
+"""The three sets of dynamic partitions; their keys come from `core/ids.py` and from nowhere else."""
+
+import dagster as dg
+
+builds = dg.DynamicPartitionsDefinition(name="builds")
+iterations = dg.DynamicPartitionsDefinition(name="iterations")
+tasks = dg.DynamicPartitionsDefinition(name="tasks")
+
+BUILD_TAG = "longshot/build"
+ATTEMPT_TAG = "longshot/attempt"
+FINALIZATION_TAG = "longshot/finalization"
+# Every step is idempotent, so a retry repeats them all; `from_failure` drops mapped steps (DESIGN.md section 3).
+RETRY_TAGS = {"dagster/retry_strategy": "ALL_STEPS"}
+SANDBOX_POOL = "sandbox"

@@ -1,0 +1,198 @@
+"""What opens work: every tick asks the pure rules of `core/lifecycle.py` about each unfinished build and does what they say.
+
+A tick may be repeated or lost at any point: run keys make a launch happen once, and the ledger says what is due.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import UTC, datetime
+
+import dagster as dg
+
+from longshot_dagster.adapters import leases
+from longshot_dagster.adapters.ledger import BuildLedger
+from longshot_dagster.core.errors import LedgerError, WrongUse
+from longshot_dagster.core.ids import FIX
+from longshot_dagster.core.lifecycle import CloseParent, Finalize, RunIteration, Step, next_steps
+from longshot_dagster.core.models import BuildPhase
+from longshot_dagster.core.settings import Settings
+from longshot_dagster.defs import partitions
+from longshot_dagster.defs.ended_runs import note_end, undecided
+from longshot_dagster.defs.finalize import finalize_build
+from longshot_dagster.defs.iteration import planning_iteration
+from longshot_dagster.defs.pausing import finalization_name
+from longshot_dagster.defs.resources import LongshotResource
+from longshot_dagster.defs.task_materialization import close_parent
+
+RUNNING = dg.DefaultSensorStatus.RUNNING
+_LOST_RUNS = "Marks runs failed whose process has died without a word (its lease is free), so that they are retried."
+_FAILED_RUNS = "Pauses a build, with the reason, when a run of it was cancelled or has failed and is not retried."
+_FINALIZE = "Finalizes a build whose planners are done and whose tasks are settled."
+_RECONCILE = "Opens a fix iteration for conflicts and for a main that has become red; one at a time per build."
+_REPLAN = (
+    "Opens the next iteration of a planner that has enough new handoffs, and hands in a subplanner's task once done."
+)
+Due = tuple[BuildLedger, Step]
+
+_ASK_AGAIN_S = 60  # a lost launch is asked for again after this; Dagster drops what it has launched already
+_LEASE_TAKEN_S = 5  # a run that has just started may not hold its lease yet
+_OVERLAP_S = 10  # a run's end becomes visible a little after its time stamp
+
+
+def health_check_interval() -> int:
+    """HEALTH_CHECK_INTERVAL of this installation; its default when the settings cannot be read (`start_build` says why)."""
+    from longshot_dagster.adapters.settings import launched
+
+    try:
+        return max(1, launched({}, {}).settings.health_check_interval)
+    except WrongUse:
+        return int(Settings.model_fields["health_check_interval"].default)
+
+
+@dg.sensor(job=planning_iteration, minimum_interval_seconds=1, default_status=RUNNING, description=_REPLAN)
+def replan(context: dg.SensorEvaluationContext, longshot: LongshotResource) -> dg.SensorResult:
+    due = list(_due(context, longshot, lambda s: isinstance(s, CloseParent) or _is_iteration(s, fix=False)))
+    events = [
+        event
+        for ledger, step in due
+        if isinstance(step, CloseParent) and (event := close_parent(longshot.tools(ledger.build), step.task))
+    ]
+    return _iterations(context, due, events)
+
+
+@dg.sensor(
+    job=planning_iteration,
+    minimum_interval_seconds=health_check_interval(),
+    default_status=RUNNING,
+    description=_RECONCILE,
+)
+def reconcile(context: dg.SensorEvaluationContext, longshot: LongshotResource) -> dg.SensorResult:
+    return _iterations(context, list(_due(context, longshot, lambda s: _is_iteration(s, fix=True))), [])
+
+
+@dg.sensor(job=finalize_build, minimum_interval_seconds=1, default_status=RUNNING, description=_FINALIZE)
+def finalize(context: dg.SensorEvaluationContext, longshot: LongshotResource) -> dg.SensorResult:
+    due = [(x, s) for x, s in _due(context, longshot, lambda s: isinstance(s, Finalize)) if isinstance(s, Finalize)]
+    requests = [finalization_request(ledger, step) for ledger, step in due]
+    add = partitions.builds.build_add_request([ledger.build for ledger, _ in due])
+    return _result(context, requests, [add] if due else [], [])
+
+
+@dg.sensor(minimum_interval_seconds=1, default_status=RUNNING, description=_FAILED_RUNS)
+def failed_runs(context: dg.SensorEvaluationContext, longshot: LongshotResource) -> dg.SensorResult:
+    since = newest = float(context.cursor or 0)
+    ended = dg.RunsFilter(
+        statuses=[dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED],
+        updated_after=datetime.fromtimestamp(max(0.0, since - _OVERLAP_S), UTC),
+    )
+    for record in context.instance.get_run_records(ended, limit=500, order_by="update_timestamp", ascending=True):
+        if undecided(record, time.time()):
+            break
+        note_end(context.instance, longshot.ledger(), record.dagster_run)
+        newest = max(newest, record.update_timestamp.timestamp())
+    return dg.SensorResult(cursor=str(newest))
+
+
+@dg.sensor(minimum_interval_seconds=10, default_status=RUNNING, description=_LOST_RUNS)
+def lost_runs(context: dg.SensorEvaluationContext, longshot: LongshotResource) -> dg.SkipReason:
+    lost = list(_without_process(context.instance, longshot))
+    for run in lost:
+        if run.status is dg.DagsterRunStatus.CANCELING:
+            context.instance.report_run_canceled(run, message="The run's process died while it was being cancelled.")
+        else:
+            context.instance.report_run_failed(run, message="The run's process died without a word.")
+    return dg.SkipReason(f"{len(lost)} runs had lost their process")
+
+
+ALL = [replan, reconcile, finalize, failed_runs, lost_runs]
+
+
+def iteration_request(ledger: BuildLedger, step: RunIteration) -> dg.RunRequest:
+    return dg.RunRequest(
+        run_key=step.run_key,
+        partition_key=str(step.key),
+        tags={
+            partitions.BUILD_TAG: ledger.build,
+            partitions.ATTEMPT_TAG: str(step.attempt),
+            **partitions.RETRY_TAGS,
+        },
+    )
+
+
+def finalization_request(ledger: BuildLedger, step: Finalize) -> dg.RunRequest:
+    name = finalization_name(step.number)
+    attempt = ledger.state().attempts.get(name, 1)
+    return dg.RunRequest(
+        run_key=f"{ledger.build}#{name}.{attempt}",
+        partition_key=ledger.build,
+        tags={
+            partitions.BUILD_TAG: ledger.build,
+            partitions.FINALIZATION_TAG: str(step.number),
+            partitions.ATTEMPT_TAG: str(attempt),
+            **partitions.RETRY_TAGS,
+        },
+    )
+
+
+def _due(
+    context: dg.SensorEvaluationContext, longshot: LongshotResource, wanted: Callable[[Step], bool]
+) -> Iterator[Due]:
+    """What is due in every build; while one is being finalized, nothing else of it starts."""
+    for ledger in longshot.ledger().unfinished():
+        try:
+            view = ledger.view()
+        except LedgerError as e:
+            context.log.error(f"{ledger.build}: {e}")
+            continue
+        for step in next_steps(view):
+            if wanted(step) and (view.phase is not BuildPhase.FINALIZING or isinstance(step, Finalize)):
+                yield ledger, step
+
+
+def _is_iteration(step: Step, *, fix: bool) -> bool:
+    return isinstance(step, RunIteration) and (step.key.planner == FIX) is fix
+
+
+def _iterations(
+    context: dg.SensorEvaluationContext, due: Sequence[Due], events: Sequence[dg.AssetMaterialization]
+) -> dg.SensorResult:
+    """Note every due iteration in the ledger, then ask for its partition and its run."""
+    runs = [(ledger, step) for ledger, step in due if isinstance(step, RunIteration)]
+    for ledger, step in runs:
+        ledger.open_iteration(step.key)
+    add = partitions.iterations.build_add_request([str(step.key) for _, step in runs])
+    return _result(context, [iteration_request(*run) for run in runs], [add] if runs else [], events)
+
+
+def _result(
+    context: dg.SensorEvaluationContext,
+    due: Iterable[dg.RunRequest],
+    add: list[dg.AddDynamicPartitionsRequest],
+    events: Sequence[dg.AssetMaterialization],
+) -> dg.SensorResult:
+    """Ask for what was not asked for lately: an iteration stays due while it runs, and a tick should stay cheap."""
+    asked: dict[str, float] = json.loads(context.cursor or "{}")
+    now = time.time()
+    requests = {str(r.run_key): r for r in due}
+    new = [r for key, r in requests.items() if now - asked.get(key, 0.0) > _ASK_AGAIN_S]
+    noted = {key: asked.get(key, now) if requests[key] not in new else now for key in requests}
+    return dg.SensorResult(
+        run_requests=new,
+        dynamic_partitions_requests=add if new else [],
+        asset_events=list(events),
+        cursor=json.dumps(noted),
+    )
+
+
+def _without_process(instance: dg.DagsterInstance, longshot: LongshotResource) -> Iterator[dg.DagsterRun]:
+    home = longshot.installation()
+    under_way = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING])
+    for record in instance.get_run_records(under_way):
+        run = record.dagster_run
+        young = time.time() - record.update_timestamp.timestamp() < _LEASE_TAKEN_S
+        if young or not leases.known(home, run.run_id) or leases.holder(home, run.run_id) is not None:
+            continue
+        now = instance.get_run_by_id(run.run_id)  # it may have ended properly just before it let go of its lease
+        if now is not None and now.status is run.status:
+            yield now

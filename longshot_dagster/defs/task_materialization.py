@@ -1,0 +1,44 @@
+"""The record of a task under the asset `task_result`, written by whichever run has worked on it or landed it."""
+
+import dagster as dg
+
+from longshot_dagster.core import ids
+from longshot_dagster.core.display import display
+from longshot_dagster.core.models import Handoff, LandingOutcome, Task
+from longshot_dagster.defs.metadata import Metadata, task_metadata_from
+from longshot_dagster.defs.resources import BuildTools
+
+TASK_RESULT = dg.AssetKey("task_result")
+
+
+def materialization(build: str, task: Task, handoff: Handoff, metadata: Metadata) -> dg.AssetMaterialization:
+    return dg.AssetMaterialization(
+        asset_key=TASK_RESULT,
+        partition=ids.task_partition(build, task.id),
+        description=" ".join(display(handoff.summary, "plain", 300).split()),
+        metadata=metadata,
+    )
+
+
+def report_task(context: dg.OpExecutionContext, tools: BuildTools, task: Task, landing: LandingOutcome | None) -> None:
+    """Log the task's record as an event of the current run."""
+    handoff = tools.ledger.handoff(task.id)
+    if handoff is None:
+        return
+    found = task_metadata_from(tools.ledger, task, handoff, landing)
+    context.log_event(materialization(tools.ledger.build, task, handoff, found))
+
+
+def close_parent(tools: BuildTools, task_id: str) -> dg.AssetMaterialization | None:
+    """Hand in a delegated task from its parts' handoffs; None when that has been done."""
+    from longshot_dagster.core.planning import aggregate
+
+    ledger = tools.ledger
+    if ledger.handoff(task_id) is not None:
+        return None
+    parent = ledger.existing_task(task_id)
+    parts = [t for t in map(ledger.existing_task, ledger.task_ids()) if t.planner == task_id and t.id != task_id]
+    handoffs = [h for t in parts if (h := ledger.handoff(t.id))]
+    handoff = aggregate(parent, handoffs, [o for t in parts if (o := ledger.landing(t.id))])
+    ledger.save_handoff(handoff)
+    return materialization(ledger.build, parent, handoff, task_metadata_from(ledger, parent, handoff, None))

@@ -1,0 +1,62 @@
+"""What a person is told while a build runs: each fact once, when it is new."""
+
+from pathlib import Path
+
+from longshot_dagster.adapters.ledger import BuildLedger, Ledger
+from longshot_dagster.cli.watching import BuildWatch
+from longshot_dagster.core.ids import IterationKey
+from longshot_dagster.core.models import (
+    BuildPhase,
+    CheckName,
+    CheckResult,
+    CheckStatus,
+    Handoff,
+    HandoffStatus,
+    IterationFailure,
+    LandingOutcome,
+    LandingState,
+    Plan,
+    Sweep,
+    Task,
+)
+
+OID = "a" * 40
+KEY = IterationKey("b", "root", 1)
+
+
+def ledger_with_plan(tmp_path: Path) -> BuildLedger:
+    ledger = Ledger(tmp_path).build("b")
+    ledger.open_iteration(KEY)
+    task = Task(
+        id="r001-01", build="b", iteration="root.001", planner="root", description="d", scope=("a",), branch="w/r001-01"
+    )
+    ledger.freeze_plan(KEY, Plan(iteration="root.001", tasks=(task,), base=OID))
+    return ledger
+
+
+def test_every_fact_is_told_once(tmp_path: Path) -> None:
+    ledger = ledger_with_plan(tmp_path)
+    watch = BuildWatch(ledger)
+    assert watch.look() == ["root.001 planned 1 task"]
+    assert watch.look() == []
+    ledger.save_handoff(Handoff(task_id="r001-01", status=HandoffStatus.COMPLETE, summary="it\x1b[0m is\ndone"))
+    ledger.save_landing(LandingOutcome(task="r001-01", state=LandingState.QUEUED))
+    assert watch.look() == ["r001-01 handed off complete, +0 -0 in 0 files: it\ufffd[0m is"]
+    ledger.save_landing(LandingOutcome(task="r001-01", state=LandingState.LANDED, landed_paths=("a",)))
+    assert watch.look() == ["r001-01 landed 1 files"]
+    check = CheckResult(name=CheckName.TEST, command="t", status=CheckStatus.RED)
+    ledger.save_sweep(Sweep(number=1, head=OID, checks=(check,), started_at=1, ended_at=2))
+    assert watch.look() == ["sweep 1 RED: test"]
+    ledger.save_failure(KEY, IterationFailure(attempt=1, kind="model", reason="401"))
+    ledger.update_state(lambda s: s.moved(BuildPhase.PAUSED, "401"))
+    assert watch.look() == ["root.001 failed: 401", "paused: 401"]
+    assert watch.look() == []
+    assert watch.tally.line(61) == "root.001, 0 at work, 1 handed off, 1 landed, 0 tokens, 1 min 01 s"
+
+
+def test_a_watch_that_begins_late_catches_up(tmp_path: Path) -> None:
+    ledger = ledger_with_plan(tmp_path)
+    ledger.save_landing(LandingOutcome(task="r001-01", state=LandingState.CONFLICT, reason="both changed a"))
+    watch = BuildWatch(ledger)
+    assert watch.look() == ["root.001 planned 1 task", "r001-01 conflict: both changed a"]
+    assert watch.tally.count(LandingState.CONFLICT) == 1

@@ -1,0 +1,194 @@
+"""One planning round through the real executor, the real ledger and scripted model, sandboxes and git."""
+
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from dagster_doubles import BUILD, Script, begin, fresh
+
+from longshot_dagster.adapters.home import Home
+from longshot_dagster.core.errors import BudgetExhausted, ModelUnavailable
+from longshot_dagster.core.ids import IterationKey
+from longshot_dagster.core.lifecycle import Finalize, RunIteration, next_steps
+from longshot_dagster.core.models import BuildPhase, CheckStatus, HandoffStatus, LandingState
+
+FIRST = IterationKey(BUILD, "root", 1)
+
+
+def run(instance: dg.DagsterInstance, home: Home, key: IterationKey = FIRST, **tags: str) -> dg.JobExecutionResult:
+    instance.add_dynamic_partitions("iterations", [str(key)])
+    with dg.execute_job(
+        dg.build_reconstructable_job(
+            "dagster_doubles",
+            "job",
+            (str(home.root), "planning_iteration"),
+            reconstructor_working_directory=str(Path(__file__).parent),
+        ),
+        instance=instance,
+        tags={"dagster/partition": str(key), **tags},
+    ) as result:
+        return result
+
+
+def failures(result: dg.JobExecutionResult) -> list[str]:
+    found = [e.step_failure_data.user_failure_data for e in result.all_events if e.is_step_failure]
+    return [f.description for f in found if f and f.description]
+
+
+def record_of(instance: dg.DagsterInstance, task: str) -> dg.AssetMaterialization:
+    found = instance.fetch_materializations(
+        dg.AssetRecordsFilter(dg.AssetKey("task_result"), asset_partitions=[f"{BUILD}.{task}"]), limit=1
+    ).records
+    assert found, task
+    materialization = found[0].asset_materialization
+    assert materialization is not None
+    return materialization
+
+
+def test_an_iteration_materializes_six_assets_and_a_record_per_task(instance: dg.DagsterInstance, home: Home) -> None:
+    script = Script(plans={"root.001": ["a.py", "b.py", "c.py"]})
+    ledger = begin(home, script)
+    result = run(instance, home)
+    assert result.success
+    assets = {e.asset_key.path[-1] for e in result.all_events if e.is_step_materialization and e.asset_key}
+    assert assets == {"repo_state", "plan", "handoffs", "landings", "health", "metrics", "task_result"}
+    assert sorted(instance.get_dynamic_partitions("tasks")) == [f"{BUILD}.r001-0{n}" for n in (1, 2, 3)]
+    metrics = ledger.metrics(FIRST)
+    assert metrics is not None
+    assert (metrics.tasks, metrics.landed, metrics.health) == (3, 3, "green")
+    checks = {
+        e.asset_check_evaluation_data.check_name: e.asset_check_evaluation_data.passed
+        for e in result.all_events
+        if e.event_type_value == "ASSET_CHECK_EVALUATION"
+    }
+    assert checks == {"checks_pass": True, "no_conflict_markers": True, "all_landed": True}
+    assert not list(home.builds.rglob("*.pickle"))
+
+
+def test_a_task_record_can_be_read_and_carries_no_markup(instance: dg.DagsterInstance, home: Home) -> None:
+    begin(home, Script(plans={"root.001": ["a.py"]}))
+    run(instance, home)
+    record = record_of(instance, "r001-01")
+    metadata = {name: str(value.value) for name, value in record.metadata.items()}
+    assert metadata["status"] == "complete"
+    assert metadata["landing"] == "landed"
+    assert metadata["diff"].startswith("````diff\n+hello")
+    assert metadata["iteration"] == "root.001"
+    assert metadata["rehearsal"].startswith("a scripted model")
+    assert metadata["transcript"].endswith("tasks/r001-01/transcript.jsonl")
+    assert metadata["summary"] == r"wrote a\.py \<img src=x\> \[/bold\]"
+
+
+def test_an_empty_plan_has_no_workers_and_still_measures(instance: dg.DagsterInstance, home: Home) -> None:
+    ledger = begin(home, Script())
+    assert run(instance, home).success
+    assert ledger.metrics(FIRST) is not None
+    assert next_steps(fresh(home).view()) == [Finalize(1)]
+
+
+def test_a_repeated_run_asks_nobody_again(instance: dg.DagsterInstance, home: Home) -> None:
+    script = Script(plans={"root.001": ["a.py", "b.py"]})
+    begin(home, script)
+    assert run(instance, home).success
+    assert run(instance, home).success
+    assert (script.planned, sorted(script.worked), len(script.swept)) == (["root.001"], ["r001-01", "r001-02"], 1)
+
+
+@pytest.mark.parametrize("error", [ModelUnavailable("no endpoint answers"), BudgetExhausted("the budget is spent")])
+def test_a_worker_without_a_model_pauses_the_build_and_leaves_its_task_unfinished(
+    instance: dg.DagsterInstance, home: Home, error: Exception
+) -> None:
+    script = Script(plans={"root.001": ["a.py", "b.py"]}, worker_raises={"r001-02": error})
+    begin(home, script)
+    result = run(instance, home)
+    assert not result.success
+    assert failures(result) == [str(error)]
+    ledger = fresh(home)
+    assert (ledger.state().phase, ledger.state().reason) == (BuildPhase.PAUSED, str(error))
+    assert ledger.handoff("r001-01") and not ledger.handoff("r001-02")
+    assert ledger.failure(FIRST) is not None
+    assert next_steps(ledger.view()) == []
+
+
+def test_a_planner_that_is_not_understood_pauses_in_one_line(instance: dg.DagsterInstance, home: Home) -> None:
+    begin(home, Script(plans={"root.001": ModelUnavailable("every endpoint answered 500\nsecond line")}))
+    result = run(instance, home)
+    assert failures(result) == ["every endpoint answered 500 second line"]
+    assert fresh(home).state().reason == "every endpoint answered 500 second line"
+
+
+def test_a_resumed_iteration_works_only_on_what_is_missing(instance: dg.DagsterInstance, home: Home) -> None:
+    script = Script(plans={"root.001": ["a.py", "b.py"]}, worker_raises={"r001-02": ModelUnavailable("down")})
+    begin(home, script)
+    run(instance, home, **{"longshot/attempt": "1"})
+    script.worker_raises = {}
+    ledger = fresh(home)
+    ledger.update_state(lambda s: s.moved(BuildPhase.RUNNING).model_copy(update={"attempts": {"root.001": 2}}))
+    assert next_steps(ledger.view()) == [RunIteration(FIRST, 2)]
+    assert run(instance, home, **{"longshot/attempt": "2"}).success
+    assert (script.planned, sorted(script.worked)) == (["root.001"], ["r001-01", "r001-02", "r001-02"])
+
+
+def test_an_attempt_left_behind_by_a_resume_pauses_nothing(instance: dg.DagsterInstance, home: Home) -> None:
+    begin(home, Script(plans={"root.001": ModelUnavailable("down")}))
+    fresh(home).update_state(lambda s: s.model_copy(update={"attempts": {"root.001": 2}}))
+    assert not run(instance, home, **{"longshot/attempt": "1"}).success
+    assert fresh(home).state().phase is BuildPhase.RUNNING
+
+
+def test_a_red_main_fails_its_check_and_not_the_run(instance: dg.DagsterInstance, home: Home) -> None:
+    begin(home, Script(plans={"root.001": ["a.py"]}, check=CheckStatus.RED))
+    result = run(instance, home)
+    assert result.success
+    checks = {
+        e.asset_check_evaluation_data.check_name: e.asset_check_evaluation_data
+        for e in result.all_events
+        if e.event_type_value == "ASSET_CHECK_EVALUATION"
+    }
+    assert not checks["checks_pass"].passed
+    assert checks["checks_pass"].metadata["build"].value == BUILD
+    assert checks["no_conflict_markers"].passed
+
+
+def test_what_does_not_land_is_a_result(instance: dg.DagsterInstance, home: Home) -> None:
+    begin(
+        home,
+        Script(
+            plans={"root.001": ["a.py", "b.py", "c.py"]},
+            statuses={"r001-01": HandoffStatus.FAILED},
+            conflicts=frozenset({"r001-02"}),
+        ),
+    )
+    assert run(instance, home).success
+    states = {t.id: t.landing for t in fresh(home).view().tasks}
+    assert states == {
+        "r001-01": LandingState.WITHHELD,
+        "r001-02": LandingState.CONFLICT,
+        "r001-03": LandingState.LANDED,
+    }
+
+
+def test_the_guard_names_the_task_whose_documents_are_gone(home: Home) -> None:
+    from dagster_doubles import ScriptedTools
+
+    from longshot_dagster.core.errors import IncompleteIteration
+    from longshot_dagster.defs.iteration import complete
+
+    begin(home, Script(plans={"root.001": ["a.py", "b.py"]}))
+    tools = ScriptedTools(home, BUILD)
+    plan = tools.ledger.freeze_plan(FIRST, tools.plan(FIRST, tools.repo_state(tools.fetch()), tools.ledger.view()))
+    tools.run(plan.tasks[0], lambda: False)
+    tools.land(plan.tasks[0])
+    with pytest.raises(IncompleteIteration, match=r"root\.001 has no result of r001-02"):
+        complete(tools, plan, ["r001-01", "r001-02"])
+
+
+def test_main_is_not_swept_again_while_nothing_lands(instance: dg.DagsterInstance, home: Home) -> None:
+    script = Script(plans={"root.001": ["a.py"]})
+    begin(home, script)
+    run(instance, home)
+    second = IterationKey(BUILD, "root", 2)
+    assert run(instance, home, second).success
+    assert len(script.swept) == 1
+    metrics = fresh(home).metrics(second)
+    assert metrics is not None and metrics.health == "green"

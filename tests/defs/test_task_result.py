@@ -1,0 +1,116 @@
+"""One task materialized by hand: what is missing is done, what is done is not done twice."""
+
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from dagster_doubles import BUILD, Script, ScriptedTools, begin, fresh
+
+from longshot_dagster.adapters.home import Home
+from longshot_dagster.core.ids import IterationKey
+from longshot_dagster.core.models import Handoff, HandoffStatus, LandingOutcome, LandingState
+from longshot_dagster.defs.task_result import deed
+
+FIRST = IterationKey(BUILD, "root", 1)
+TASK = "r001-01"
+
+
+def planned(home: Home, script: Script) -> ScriptedTools:
+    script.plans = {"root.001": ["a.py"]}
+    begin(home, script)
+    tools = ScriptedTools(home, BUILD)
+    tools.ledger.freeze_plan(FIRST, tools.plan(FIRST, tools.repo_state(tools.fetch()), tools.ledger.view()))
+    return tools
+
+
+def materialize(instance: dg.DagsterInstance, home: Home, again: bool = False) -> dg.ExecuteInProcessResult:
+    from dagster_doubles import definitions
+
+    partition = f"{BUILD}.{TASK}"
+    instance.add_dynamic_partitions("tasks", [partition])
+    found = definitions(str(home.root))
+    return found.resolve_implicit_global_asset_job_def().execute_in_process(
+        run_config={"ops": {"task_result": {"config": {"again": again}}}},
+        asset_selection=[dg.AssetKey("task_result")],
+        partition_key=partition,
+        instance=instance,
+        raise_on_error=False,
+    )
+
+
+def test_a_task_that_was_never_handed_in_is_worked_on_and_landed(home: Home, instance: dg.DagsterInstance) -> None:
+    script = Script()
+    planned(home, script)
+    result = materialize(instance, home)
+    assert result.success
+    (record,) = result.asset_materializations_for_node("task_result")
+    assert str(record.metadata["landing"].value) == "landed"
+    assert (script.worked, script.landed) == ([TASK], [TASK])
+
+
+def test_a_landed_task_is_only_reported_even_when_asked_for_again(home: Home, instance: dg.DagsterInstance) -> None:
+    script = Script()
+    planned(home, script)
+    materialize(instance, home)
+    assert materialize(instance, home, again=True).success
+    assert (script.worked, script.landed) == ([TASK], [TASK])
+
+
+def test_a_failed_task_is_worked_on_again_when_asked_for(home: Home, instance: dg.DagsterInstance) -> None:
+    script = Script(statuses={TASK: HandoffStatus.FAILED})
+    planned(home, script)
+    materialize(instance, home)
+    assert materialize(instance, home).success
+    assert script.worked == [TASK]
+    script.statuses = {}
+    assert materialize(instance, home, again=True).success
+    assert script.worked == [TASK, TASK]
+    landing = fresh(home).landing(TASK)
+    assert landing is not None and landing.state is LandingState.LANDED
+    assert (Path(str(fresh(home).directory)) / "tasks" / TASK / "earlier-1" / "handoff.json").exists()
+
+
+def test_a_task_that_nobody_planned_is_refused_in_one_line(home: Home, instance: dg.DagsterInstance) -> None:
+    begin(home, Script())
+    result = materialize(instance, home)
+    (failed,) = [e.step_failure_data for e in result.all_events if e.is_step_failure]
+    assert failed.user_failure_data is not None
+    assert f"build {BUILD} has no task" in str(failed.user_failure_data.description)
+
+
+def test_a_conflict_is_tried_again_once_main_has_moved(home: Home, instance: dg.DagsterInstance) -> None:
+    script = Script(conflicts=frozenset({TASK}))
+    planned(home, script)
+    materialize(instance, home)
+    script.conflicts = frozenset()
+    assert materialize(instance, home).success
+    assert (script.worked, script.landed) == ([TASK], [TASK])
+
+
+COMPLETE = Handoff(task_id=TASK, status=HandoffStatus.COMPLETE, summary="")
+FAILED = Handoff(task_id=TASK, status=HandoffStatus.FAILED, summary="")
+
+
+@pytest.mark.parametrize(
+    ("handoff", "state", "again", "expected"),
+    [
+        (None, None, False, "work"),
+        (None, None, True, "work"),
+        (COMPLETE, None, False, "land"),
+        (COMPLETE, LandingState.QUEUED, False, "land"),
+        (COMPLETE, LandingState.CONFLICT, False, "land"),
+        (COMPLETE, LandingState.CONFLICT, True, "work"),
+        (FAILED, LandingState.WITHHELD, False, "land"),
+        (FAILED, LandingState.WITHHELD, True, "work"),
+        (FAILED, LandingState.NOOP, False, "report"),
+        (FAILED, LandingState.NOOP, True, "work"),
+        (COMPLETE, LandingState.NOOP, True, "report"),
+        (COMPLETE, LandingState.LANDED, True, "report"),
+        (COMPLETE, LandingState.SUPERSEDED, True, "report"),
+    ],
+)
+def test_what_materializing_by_hand_does(
+    handoff: Handoff | None, state: LandingState | None, again: bool, expected: str
+) -> None:
+    landing = LandingOutcome(task=TASK, state=state) if state else None
+    assert deed(handoff, landing, again) == expected
