@@ -69,7 +69,7 @@ def build(request: str, *, repo: str | None, land_on: str | None, max_workers: s
         return run(home, stack.api(home, info), Order(name, text, repository, land_on, resolved))
 
 
-def run(home: Home, api: DagsterApi, order: Order) -> int:
+def run(home: Home, api: DagsterApi, order: Order, *, stays: bool = True) -> int:
     """Start `order` in a running stack and follow it; its exit code."""
     say(f"build {order.build}")
     try:
@@ -78,7 +78,7 @@ def run(home: Home, api: DagsterApi, order: Order) -> int:
         if not Ledger(home.builds).build(order.build).exists():
             say("interrupted before the build had begun; nothing was changed")
             return EXIT_INTERRUPTED
-    return follow(home, order.build, api)
+    return follow(home, order.build, api, stays=stays)
 
 
 def _repository(given: str) -> tuple[str, bool]:

@@ -21,7 +21,7 @@ from longshot_dagster.cli.terminal import say
 from longshot_dagster.core.endpoints import Endpoint, normalise_url
 from longshot_dagster.core.errors import LongshotError
 from longshot_dagster.core.usage import REHEARSAL_MODEL
-from longshot_dagster.testing.demo import Demo, prepare
+from longshot_dagster.testing.demo import Demo, prepare, verify
 
 
 def demo(look: bool) -> int:
@@ -44,6 +44,8 @@ def demo(look: bool) -> int:
         finally:
             stack.stop(home)
             Gateway(home).stop()
+    if code == 0:
+        code = _verified(example)
     say(f"the result: git clone {example.repository}")
     say("the build in the Dagster UI: longshot demo --look")
     return code
@@ -54,7 +56,19 @@ def _build(home: Home, example: Demo, endpoint: Endpoint, resolved: settings.Res
     say("starting Dagster for the demo ...")
     info = stack.ensure(home, (endpoint,), port=0, environ=_neutral(os.environ))
     order = Order(new_build_name("demo"), example.request, str(example.repository), None, resolved)
-    return run(home, stack.api(home, info), order)
+    return run(home, stack.api(home, info), order, stays=False)
+
+
+def _verified(example: Demo) -> int:
+    """The example's own unit and acceptance tests on a clean checkout of main, outside any sandbox: exit code 0 or 4."""
+    green, output = verify(example.repository)
+    if green:
+        say("the application's own unit and acceptance tests pass on main")
+        return 0
+    say("the application's own tests do NOT pass on main:")
+    for line in output.splitlines()[-15:]:
+        say(f"  {line}")
+    return 4
 
 
 def _look(home: Home) -> int:

@@ -24,8 +24,8 @@ _TOKENS_EVERY = 1.0
 _END_RUNS_SECONDS = 8.0
 
 
-def follow(home: Home, build: str, api: DagsterApi) -> int:
-    """Show `build` until it ends, pauses or is interrupted; its exit code."""
+def follow(home: Home, build: str, api: DagsterApi, *, stays: bool = True) -> int:
+    """Show `build` until it ends, pauses or is interrupted; its exit code. `stays`: the UI can be looked at afterwards."""
     ledger = Ledger(home.builds).existing(build)
     try:
         with progress() as shown:
@@ -35,7 +35,7 @@ def follow(home: Home, build: str, api: DagsterApi) -> int:
             interrupt(ledger, api)
         say(f"interrupted; to go on: longshot resume {build}")
         return EXIT_INTERRUPTED
-    return conclude(home, ledger)
+    return conclude(home, ledger, stays=stays)
 
 
 def _watch(home: Home, ledger: BuildLedger, shown: Progress) -> None:
@@ -90,17 +90,18 @@ def _belongs(run: ActiveRun, build: str) -> bool:
     return run.tags.get(BUILD_TAG) == build or partition == build or partition.startswith(f"{build}.")
 
 
-def conclude(home: Home, ledger: BuildLedger) -> int:
+def conclude(home: Home, ledger: BuildLedger, *, stays: bool = True) -> int:
     """Print how a build stands that is not under way any more; its exit code."""
     state, report, request = ledger.state(), ledger.report(), ledger.request()
     code = exit_code(state, report)
-    info = stack.running(home)
+    info = stack.running(home) if stays else None
     link = UiAccess(home).link(info.port) if info else ""
     if code == EXIT_PAUSED or report is None:
         say(f"{ledger.build} is {state.phase.value}: {state.reason or 'no reason recorded'}")
         say(f"nothing is lost; to go on: longshot resume {ledger.build}")
         return code
-    for line in summary_lines(report, request, report_path=str(ledger.directory / "report.json"), link=link):
+    path = str(ledger.directory / "report.json")
+    for line in summary_lines(report, request, report_path=path, link=link):
         say(line)
     return code
 

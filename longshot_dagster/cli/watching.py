@@ -89,8 +89,8 @@ class BuildWatch:
             self.tally.planned |= {t.id for t in plan.dispatched}
             lines.append(_plan_line(key, plan))
         if self._changed(f"{folder}/failure.json") and (failure := self._ledger.failure(key)):
-            if failure.attempt >= self._ledger.state().attempts.get(key.short, 1):  # else it is being tried again
-                lines.append(_shown(f"{key.short} failed: {failure.reason}"))
+            current = self._ledger.state().attempts.get(key.short, 1)
+            lines += [_shown(f"{key.short} failed: {failure.reason}")] if failure.attempt >= current else []
         return lines
 
     def _task(self, task: str) -> list[str]:

@@ -59,6 +59,7 @@ class WorkOrder(Wire):
     mode: Mode = Mode.WORK
     task_id: str
     branch: str = ""
+    title: str = Field(default="", description="subject of the commit that collects what the agent left uncommitted")
     base: Oid
     scope: list[str] = Field(default_factory=list)
     system_prompt: str = ""

@@ -66,7 +66,9 @@ def _json_values(text: str) -> Iterator[Any]:
         starts += 1
         try:
             value, position = decoder.raw_decode(text, found.start())
-        except (ValueError, RecursionError):
+        except RecursionError:
+            return  # no plan is nested that deep
+        except ValueError:
             position = found.start() + 1
         else:
             yield value

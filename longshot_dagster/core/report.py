@@ -50,6 +50,7 @@ def make_report(
     epoch, `tokens` the gateway's count for the whole build (None: summed from plans and runs).
     """
     tasks, runs = list(tasks), list(runs)
+    split = {t.planner for p in plans for t in p.tasks if t.id != t.planner}  # delegated, and counted by their parts
     states = [landings[t.id].state for t in tasks if t.id in landings]
     left = leftovers(tasks, handoffs, landings, plans)
     health, reason = _health(sweep, head)
@@ -67,7 +68,7 @@ def make_report(
         reason=reason,
         head=head,
         branch=request.target.branch,
-        tasks=len(tasks),
+        tasks=sum(t.id not in split for t in tasks),
         landed=states.count(LandingState.LANDED),
         superseded=states.count(LandingState.SUPERSEDED),
         leftovers=left,

@@ -3,6 +3,7 @@
 from pydantic import ValidationError
 
 from longshot_dagster.core.contract import Mode, WorkOrder, WorkResult
+from longshot_dagster.core.display import display
 from longshot_dagster.core.models import (
     MAX_LINE,
     MAX_LIST,
@@ -19,6 +20,7 @@ from longshot_dagster.core.settings import HarnessName, Settings
 COMPLETED = "completed"
 MODEL_FAILED = "llm_error"
 OVER_BUDGET = "budget"
+_SUBJECT = 72  # characters, git's own habit
 
 _RULES = """\
 - Change only files in your scope. If the task cannot be done within it, do what can be done and say in `concerns` which other files need what.
@@ -40,6 +42,7 @@ def work_order(task: Task, request: BuildRequest, base: str, system_prompt: str)
     return WorkOrder(
         task_id=task.id,
         branch=task.branch,
+        title=title(task),
         base=base,
         scope=list(task.scope),
         system_prompt=system_prompt,
@@ -76,9 +79,21 @@ def ordered_checks(settings: Settings) -> dict[CheckName, str]:
     return {name: command for name, command in commands.items() if command}
 
 
+def title(task: Task) -> str:
+    """The first line of the task's description, short enough for a commit's subject."""
+    line = " ".join(display(task.description.strip().split("\n", 1)[0], "plain", 200).split())
+    return line if len(line) <= _SUBJECT else line[: _SUBJECT - 1].rstrip() + "…"
+
+
 def user_message(task: Task) -> str:
     """The worker's first message; its first line is exactly `# Task <id>`."""
-    parts = [f"# Task {task.id}", f"Kind: {task.kind.value}", task.description.strip(), "## Scope", "\n".join(f"- {path}" for path in task.scope)]
+    parts = [
+        f"# Task {task.id}",
+        f"Kind: {task.kind.value}",
+        task.description.strip(),
+        "## Scope",
+        "\n".join(f"- {path}" for path in task.scope),
+    ]
     if task.acceptance.strip():
         parts += ["## Done when", task.acceptance.strip()]
     return "\n\n".join([*parts, "## Rules", _RULES.format(branch=task.branch)]) + "\n"

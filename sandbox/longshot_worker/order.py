@@ -18,6 +18,7 @@ class Order:
     version: int = 1
     mode: str = "work"
     branch: str = "work"
+    title: str = ""
     scope: list[str] = field(default_factory=list)
     system_prompt: str = ""
     prompt: str = ""

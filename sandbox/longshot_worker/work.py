@@ -66,7 +66,7 @@ def _salvage(order: Order, places: Places, until: float) -> dict[str, object]:
 
 def _finish(order: Order, places: Places, repo: Repo, harness: HarnessResult, until: float) -> dict[str, object]:
     """Commit, check, bundle."""
-    head, too_large = repo.collect(f"{order.task_id}: work the agent left uncommitted")
+    head, too_large = repo.collect(order.title or f"{order.task_id}: work the agent left uncommitted")
     changed = repo.changed(head)
     said = read_final(harness.final)
     result = _result(order, harness, judge(harness, said, changed), said)

@@ -103,7 +103,7 @@ def ask(path: str, body: Any = None, url: str = "/v1/chat/completions") -> tuple
 
 
 def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline, "never happened"
         threading.Event().wait(0.02)

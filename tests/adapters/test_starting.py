@@ -1,5 +1,6 @@
 """Starting a build: refused before anything is written, paused when no model answers, the same build when asked twice."""
 
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +18,9 @@ from longshot_dagster.core.endpoints import Endpoint
 from longshot_dagster.core.errors import WrongUse
 from longshot_dagster.core.models import BuildPhase, BuildRequest
 from longshot_dagster.core.settings import Origin
+from longshot_dagster.core.usage import REHEARSAL_MODEL as MODEL
 from longshot_dagster.testing.script import Script
-from longshot_dagster.testing.scripted_model import MODEL, ScriptedModel
+from longshot_dagster.testing.scripted_model import ScriptedModel
 
 pytestmark = pytest.mark.xdist_group("starting")  # they share one gateway
 
@@ -113,11 +115,20 @@ def test_without_a_gateway_there_is_no_model_to_start_with(tmp_path: Path) -> No
     assert not Ledger(home.builds).build("b-1").exists()
 
 
-def test_a_model_that_is_not_served_pauses_the_build_from_its_first_moment(home: Home, tmp_path: Path) -> None:
-    started(home, repository(tmp_path), settings(llm_model="no-such-model"), "silent")
+def test_a_model_that_does_not_answer_pauses_the_build_from_its_first_moment(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home")
+    home.root.mkdir()
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # bound, and listening to nobody
+        url = f"http://127.0.0.1:{nobody.getsockname()[1]}/v1"
+        Gateway(home).ensure((Endpoint(name="dead", url=url),))
+        try:
+            started(home, repository(tmp_path), settings(), "silent")
+        finally:
+            Gateway(home).stop()
     state = Ledger(home.builds).existing("silent").state()
     assert state.phase is BuildPhase.PAUSED
-    assert "no-such-model" in state.reason
+    assert "dead" in state.reason
 
 
 def test_names_of_builds_come_from_the_request_and_differ() -> None:
