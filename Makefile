@@ -1,5 +1,7 @@
 # Two commands need nothing prepared: `make demo` and `make test`. Each makes its own .venv first.
-PYTHON ?= python3
+# The first of these that is Python 3.11 to 3.13 is taken.
+PYTHON ?= python3 python3.13 python3.12 python3.11
+FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -10,16 +12,22 @@ STAMP := $(VENV)/.installed
 help: ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
+# A .venv that cannot install (half made, moved, of the other tool) is made again.
 $(STAMP): pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(0 if (3,11) <= sys.version_info[:2] <= (3,13) else "longshot needs Python 3.11 to 3.13; %s is %d.%d: make PYTHON=/path/to/python3.12" % (sys.executable, *sys.version_info[:2]))'
-	@if command -v uv >/dev/null 2>&1; then \
-	  [ -x $(BIN)/python ] || uv venv --quiet --python "$$(command -v $(PYTHON))" $(VENV); \
+	@set -e; python=; \
+	for p in $(PYTHON); do if $$p -c '$(FITS)' 2>/dev/null; then python=$$(command -v $$p); break; fi; done; \
+	if [ -z "$$python" ]; then \
+	  echo "longshot needs Python 3.11 to 3.13 and finds none as $(PYTHON); make PYTHON=/path/to/python3.12" >&2; exit 1; \
+	fi; \
+	echo "installing into $(VENV), once; a minute or two ..." >&2; \
+	if command -v uv >/dev/null 2>&1; then \
+	  $(BIN)/python -V >/dev/null 2>&1 || uv venv --quiet --clear --python "$$python" $(VENV); \
 	  uv pip install --quiet --python $(BIN)/python -e '.[dev]'; \
 	else \
-	  [ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV); \
+	  $(BIN)/python -m pip --version >/dev/null 2>&1 || $$python -m venv --clear $(VENV); \
 	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'; \
-	fi
-	@touch $@
+	fi; \
+	touch $@
 
 demo: $(STAMP) ## build the example application with the scripted model: no keys, no account, no server to install
 	@$(BIN)/longshot demo

@@ -4,11 +4,11 @@ $LONGSHOT_HOME/stack.lock    flocked by the supervisor while it lives; holds its
 $LONGSHOT_HOME/stack.json    StackInfo: port, pids, whether it is ready, why it ended
 """
 
+import contextlib
 import fcntl
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -32,7 +32,6 @@ from longshot_dagster.version import __version__
 
 START_SECONDS = 120
 STOP_SECONDS = 10
-_PORTS_TRIED = 50
 
 
 class StackInfo(BaseModel):
@@ -98,19 +97,6 @@ def api(home: Home, info: StackInfo) -> DagsterApi:
     return DagsterApi(info.port, UiAccess(home).token())
 
 
-def free_port(wanted: int) -> int:
-    """`wanted` if it is free on 127.0.0.1, else the next free one; 0 takes any."""
-    for port in [*range(wanted, min(wanted + _PORTS_TRIED, 65_536)), 0] if wanted else [0]:
-        with socket.socket() as s:
-            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                s.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return int(s.getsockname()[1])
-    raise LongshotError("no port of 127.0.0.1 is free")
-
-
 def ensure(
     home: Home,
     endpoints: Sequence[Endpoint],
@@ -170,9 +156,12 @@ def stop(home: Home) -> bool:
     info = read_info(home)
     os.kill(pid, signal.SIGTERM)
     deadline = time.monotonic() + STOP_SECONDS + 5
-    while supervisor_pid(home) == pid:
+    while (
+        supervisor_pid(home) == pid or processes.start_time(pid) is not None
+    ):  # it lets go of its lock a moment before it ends
         if time.monotonic() > deadline:
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
             break
         time.sleep(0.05)
     if info and info.mark:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from longshot_dagster.adapters.home import Home
 from longshot_dagster.core.errors import WrongUse
+from longshot_dagster.core.web_guard import host_name
 
 LOGIN_SECONDS = 3600  # a link left in a terminal's history is of no use tomorrow
 
@@ -45,8 +46,11 @@ class UiAccess:
             return False
         return time.time() - made <= LOGIN_SECONDS
 
-    def link(self, port: int) -> str:
-        return f"http://127.0.0.1:{port}/?login={self.new_login()}"
+    def link(self, port: int, *, plain: bool = False) -> str:
+        """A link that logs in once, under this installation's own name; `plain`: under 127.0.0.1, for browsers that do
+        not resolve names below `.localhost`. Other local servers that such a browser visits are sent its cookie."""
+        host = "127.0.0.1" if plain else host_name(self.token())
+        return f"http://{host}:{port}/?login={self.new_login()}"
 
     def _login(self, code: str) -> Path:
         return self._prepared() / f"login-{hashlib.sha256(code.encode()).hexdigest()}"

@@ -32,20 +32,23 @@ it is asked for because this page can start programs on your machine.</p></body>
 
 
 class WebGuard:
-    """Wraps `app`. `redeem` uses a one-time login code up and says whether it was good."""
+    """Wraps `app`. `redeem` uses a one-time login code up and says whether it was good; cookies end with `session`."""
 
-    def __init__(self, app: App, token: str, hosts: frozenset[str], redeem: Callable[[str], bool]) -> None:
+    def __init__(
+        self, app: App, token: str, hosts: frozenset[str], redeem: Callable[[str], bool], session: str
+    ) -> None:
         self._app = app
         self._token = token
         self._hosts = hosts
         self._redeem = redeem
+        self._session = session
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
         request = _request(scope)
-        match decide(request, self._token, self._hosts):
+        match decide(request, self._token, self._hosts, self._session):
             case Allow():
                 await self._app(scope, receive, _with_headers(send))
             case Deny(status, reason, page):
@@ -53,7 +56,9 @@ class WebGuard:
                 await _answer(scope, receive, send, status, _page(reason) if html else f"{reason}\n", html=html)
             case RedeemLogin(code) if self._redeem(code):
                 host = request.headers["host"]
-                cookie = f"{cookie_name(host)}={cookie_value(self._token)}; Path=/; HttpOnly; SameSite=Strict"
+                value = cookie_value(self._token, host, self._session)
+                # No Domain: the cookie goes to this very host name and to none below it.
+                cookie = f"{cookie_name(host)}={value}; Path=/; HttpOnly; SameSite=Strict"
                 more = [(b"location", b"/"), (b"set-cookie", cookie.encode())]
                 await _answer(scope, receive, send, 303, "", html=False, more=more)
             case RedeemLogin():

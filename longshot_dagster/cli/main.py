@@ -100,11 +100,12 @@ def down() -> int:
 
 
 @cli.command()
-def ui() -> int:
+@click.option("--plain", is_flag=True, help="under 127.0.0.1, for browsers that do not know names ending in .localhost")
+def ui(plain: bool) -> int:
     """Print a link that logs a browser in."""
     from longshot_dagster.cli import serving
 
-    return serving.ui()
+    return serving.ui(plain)
 
 
 @cli.command()

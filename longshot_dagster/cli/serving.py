@@ -53,15 +53,15 @@ def down(home: Home | None = None) -> int:
     return 0
 
 
-def ui() -> int:
-    """Raises WrongUse when nothing serves."""
+def ui(plain: bool) -> int:
+    """`plain` prints a link under 127.0.0.1. Raises WrongUse when nothing serves."""
     home = settings.home(os.environ, settings.default_dotenv())
     info = stack.running(home)
     if info is None:
         raise WrongUse("Longshot is not running; `longshot up` starts it")
-    _say_where(home)(info)
+    _say_where(home, plain)(info)
     return 0
 
 
-def _say_where(home: Home) -> Callable[[StackInfo], None]:
-    return lambda info: say(f"Dagster UI, this link logs in once: {UiAccess(home).link(info.port)}")
+def _say_where(home: Home, plain: bool = False) -> Callable[[StackInfo], None]:
+    return lambda info: say(f"Dagster UI, this link logs in once: {UiAccess(home).link(info.port, plain=plain)}")

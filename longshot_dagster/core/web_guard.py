@@ -3,13 +3,15 @@
 The UI starts processes on this machine, and Dagster asks nobody who they are. Measured without this: a GET from any web
 page launched a build, and a POST without a body forged a task's result. So, in order:
 
-1. only this machine, and only under our own host names (a rebound DNS name is neither);
+1. only this machine, and only under our own host names (a rebound DNS name is neither). Browsers get a name of this
+   installation's own below `.localhost`, which they resolve to this machine themselves: under 127.0.0.1 a cookie goes
+   to every port, so any server here that the person visits could replay it;
 2. recording results from outside (`report_asset_*`) is off;
-3. everything but static files needs a session: the cookie that a one-time login link sets, or the token of our own
-   command line. Cookies are not given to anybody who asks, because a sandbox with SANDBOX_NETWORK=open shares the
-   host's loopback;
-4. GraphQL runs by POST with JSON from our own origin only. A cookie knows no port: any page served on this host is
-   "same site", so SameSite alone would not keep it out.
+3. everything but static files needs a session: the cookie that a one-time login link sets, good for one host name and
+   one run of the stack, or the token of our own command line. Cookies are not given to anybody who asks, because a
+   sandbox with SANDBOX_NETWORK=open shares the host's loopback;
+4. GraphQL runs by POST with JSON from our own origin only. Under 127.0.0.1 (`longshot ui --plain`) any page served on
+   this host is "same site", so SameSite alone would not keep it out.
 """
 
 import hmac
@@ -75,9 +77,15 @@ class RedeemLogin:
 Decision = Allow | Deny | RedeemLogin
 
 
-def allowed_hosts(port: int) -> frozenset[str]:
+def host_name(token: str) -> str:
+    """The name under which this installation's UI is opened. Nobody else knows it, so no other server here is sent to
+    under it, and with it the cookie."""
+    return f"longshot-{_derived(token, 'host')[:16]}.localhost"
+
+
+def allowed_hosts(port: int, token: str) -> frozenset[str]:
     """Values of the Host header under which a UI on `port` of this machine answers."""
-    return frozenset(f"{name}:{port}" for name in ("127.0.0.1", "localhost", "[::1]"))
+    return frozenset(f"{name}:{port}" for name in (host_name(token), "127.0.0.1", "localhost", "[::1]"))
 
 
 def cookie_name(host: str) -> str:
@@ -85,19 +93,24 @@ def cookie_name(host: str) -> str:
     return f"longshot_{host.rpartition(':')[2]}"
 
 
-def cookie_value(token: str) -> str:
-    """What the cookie holds: derived, so that a stolen cookie is not the command line's token."""
-    return hmac.new(token.encode(), b"cookie", sha256).hexdigest()
+def cookie_value(token: str, host: str, session: str) -> str:
+    """What the cookie holds: derived, so that a stolen cookie is not the command line's token, and is of no use under
+    another name or after a restart, while somebody else may have listened on our port."""
+    return _derived(token, f"cookie {session} {host}")
 
 
-def decide(request: WebRequest, token: str, hosts: frozenset[str]) -> Decision:
-    """`token` is the session token of this installation, `hosts` its `allowed_hosts`."""
+def _derived(token: str, purpose: str) -> str:
+    return hmac.new(token.encode(), purpose.encode(), sha256).hexdigest()
+
+
+def decide(request: WebRequest, token: str, hosts: frozenset[str], session: str = "") -> Decision:
+    """`token` is this installation's, `hosts` its `allowed_hosts`, `session` what the stack's run is called."""
     headers = request.headers
     host = headers.get("host", "")
     if request.client not in _LOOPBACK:
         return Deny(403, "only this machine may use this server")
     if host not in hosts:
-        return Deny(421, "this server answers only under 127.0.0.1 and localhost")
+        return Deny(421, "this server answers only under its own names; `longshot ui` prints a link")
     if not _plain(request.path):
         return Deny(400, "not a path")
     if request.path.startswith("/report_asset"):
@@ -114,7 +127,8 @@ def decide(request: WebRequest, token: str, hosts: frozenset[str]) -> Decision:
             return Allow()
         if request.path == "/" and (code := parse_qs(request.query).get("login")):
             return RedeemLogin(code[0][:200])
-    if not by_token and not _same(_cookie(headers.get("cookie", ""), cookie_name(host)), cookie_value(token)):
+    cookie = _cookie(headers.get("cookie", ""), cookie_name(host))
+    if not by_token and not (token and _same(cookie, cookie_value(token, host, session))):
         return Deny(401, "no session: open the link that `longshot ui` prints", page=True)
     if request.kind == "websocket":
         if request.path != "/graphql":

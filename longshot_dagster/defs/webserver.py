@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from longshot_dagster.adapters.home import Home
+from longshot_dagster.adapters.loopback import loopback
+from longshot_dagster.adapters.settings import STACK_MARK
 from longshot_dagster.adapters.ui_access import UiAccess
 from longshot_dagster.adapters.web_guard import App, WebGuard
 from longshot_dagster.core.web_guard import allowed_hosts
@@ -21,9 +23,10 @@ async def _lifespan(app: Any) -> AsyncIterator[None]:
 
 
 def guarded(app: App, home: Home, port: int) -> WebGuard:
-    """`app` for this installation's owner only, on `port` of 127.0.0.1."""
+    """`app` for this installation's owner only, on `port` of this machine."""
     access = UiAccess(home)
-    return WebGuard(app, access.token(), allowed_hosts(port), access.redeem)
+    token = access.token()
+    return WebGuard(app, token, allowed_hosts(port, token), access.redeem, os.environ.get(STACK_MARK, ""))
 
 
 def serve(home: Home, port: int, workspace: Path) -> None:
@@ -42,15 +45,17 @@ def serve(home: Home, port: int, workspace: Path) -> None:
         with WorkspaceProcessContext(instance, target, version=__version__) as context:
             app = create_app_from_workspace_process_context(context, live_data_poll_rate=2000, lifespan=_lifespan)
             # Requests in flight get two seconds when the stack stops; a page's open websocket would never end.
-            uvicorn.run(
+            config = uvicorn.Config(
                 guarded(app, home, port),
-                host="127.0.0.1",
-                port=port,
                 log_level="warning",
                 timeout_graceful_shutdown=2,
                 server_header=False,
                 proxy_headers=False,  # else X-Forwarded-For would name any client it likes
             )
+            server = uvicorn.Server(config)
+            server.run(loopback(port))
+            if not server.started:
+                raise SystemExit(1)
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ import http.client
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -12,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import pytest
 from browser import CHROMIUM, browser
@@ -93,17 +94,35 @@ def test_without_a_session_there_is_a_page_that_says_what_to_do(served: Served) 
 
 
 def test_a_login_link_works_once(served: Served) -> None:
-    path = UiAccess(served.home).link(served.port).partition(str(served.port))[2]
-    status, headers, _ = served.get(path)
+    where = urlsplit(UiAccess(served.home).link(served.port))
+    host, path = {"host": where.netloc}, f"/?{where.query}"
+    status, headers, _ = served.get(path, host)
     cookie = headers["set-cookie"]
     assert (status, headers["location"], "HttpOnly; SameSite=Strict" in cookie) == (303, "/", True)
-    assert served.get(path)[0] == 403
-    status, headers, text = served.get("/", {"cookie": cookie.partition(";")[0], "accept": "text/html"})
+    assert "domain" not in cookie.lower()
+    assert served.get(path, host)[0] == 403
+    session = {"cookie": cookie.partition(";")[0], "accept": "text/html"}
+    assert served.get("/", session)[0] == 401  # replayed under 127.0.0.1
+    status, headers, text = served.get("/", session | host)
     assert (status, "<script" in text) == (200, True)
     policies = headers.get_all("content-security-policy")
     assert len(policies) == 2
     assert "img-src 'self' data:" in policies[1]
     assert headers["referrer-policy"] == "no-referrer"
+
+
+def test_a_plain_link_logs_in_under_127_0_0_1(served: Served) -> None:
+    where = urlsplit(UiAccess(served.home).link(served.port, plain=True))
+    assert where.netloc == f"127.0.0.1:{served.port}"
+    cookie = served.get(f"/?{where.query}")[1]["set-cookie"].partition(";")[0]
+    assert served.get("/", {"cookie": cookie, "accept": "text/html"})[0] == 200
+
+
+def test_nobody_else_can_listen_on_our_port_of_any_loopback_address(served: Served) -> None:
+    for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+        with socket.socket(family) as other, pytest.raises(OSError, match="in use|Cannot assign"):
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            other.bind((address, served.port))
 
 
 def test_a_get_mutation_starts_nothing_even_with_the_token(served: Served) -> None:
@@ -152,7 +171,7 @@ def test_a_job_that_does_not_exist_is_refused_in_one_line(served: Served) -> Non
 
 
 HOSTILE = """<!doctype html><title>hostile</title><body><script>
-const ui = "http://127.0.0.1:%(port)d", q = %(query)s, get = ui + "/graphql?query=" + encodeURIComponent(q);
+const ui = %(ui)s, q = %(query)s, get = ui + "/graphql?query=" + encodeURIComponent(q);
 const body = JSON.stringify({query: q}), waits = [], wait = (f) => waits.push(new Promise(f));
 for (const tag of ["img", "script", "iframe"]) wait((done) => {
   const e = document.createElement(tag); e.onload = e.onerror = done; e.src = get; document.body.append(e);
@@ -177,7 +196,7 @@ for (const action of [get, ui + "/graphql"]) wait((done) => {
 navigator.sendBeacon(ui + "/graphql", new Blob([body], {type: "text/plain"}));
 window.opened = 0;
 wait((done) => {
-  const s = new WebSocket("ws://127.0.0.1:%(port)d/graphql", "graphql-ws");
+  const s = new WebSocket(ui.replace("http", "ws") + "/graphql", "graphql-ws");
   s.onopen = () => { window.opened++; s.send(JSON.stringify({type: "start", id: "1", payload: {query: q}})); };
   s.onclose = s.onerror = done;
 });
@@ -187,11 +206,16 @@ Promise.all(waits).then(() => setTimeout(() => { document.title = "tried everyth
 
 @pytest.mark.browser
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
-def test_a_hostile_page_on_another_port_starts_no_run(served: Served, tmp_path: Path) -> None:
-    page = (HOSTILE % {"port": served.port, "query": json.dumps(LAUNCH)}).encode()
+@pytest.mark.parametrize("plain", [False, True], ids=["own-name", "plain"])
+def test_a_hostile_page_on_another_port_starts_no_run(served: Served, tmp_path: Path, plain: bool) -> None:
+    link = UiAccess(served.home).link(served.port, plain=plain)
+    ui = f"http://{urlsplit(link).netloc}"
+    page = (HOSTILE % {"ui": json.dumps(ui), "query": json.dumps(LAUNCH)}).encode()
+    cookies: list[str] = []
 
     class Hostile(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            cookies.append(self.headers.get("cookie", ""))
             self.send_response(200)
             self.send_header("content-type", "text/html")
             self.end_headers()
@@ -207,7 +231,7 @@ def test_a_hostile_page_on_another_port_starts_no_run(served: Served, tmp_path: 
 
     async def visit() -> None:
         async with browser(tmp_path / "profile") as tab:
-            await tab.open(UiAccess(served.home).link(served.port))
+            await tab.open(link)
             await tab.until("document.querySelector('#root')?.innerText.length > 20", 60)
             # The control: what the hostile page tries does start a run when our own page asks for it.
             ours = f"fetch('/graphql', {{method: 'POST', headers: {{'content-type': 'application/json'}}, body: {json.dumps(json.dumps({'query': LAUNCH}))}}}).then(r => r.text())"
@@ -224,6 +248,9 @@ def test_a_hostile_page_on_another_port_starts_no_run(served: Served, tmp_path: 
         server.server_close()
         thread.join()
     assert served.runs() == before + 1
+    # A cookie knows no port: that is what the name of its own is for.
+    assert [bool(c) for c in cookies[:1]] == [plain]
+    assert plain or not any(cookies)
 
 
 def test_everything_killed_comes_back_and_an_orderly_stop_leaves_nothing(served: Served) -> None:

@@ -1,5 +1,6 @@
 """Which requests reach the UI: the rules as a truth table."""
 
+import re
 from typing import Any
 
 import pytest
@@ -14,13 +15,19 @@ from longshot_dagster.core.web_guard import (
     cookie_name,
     cookie_value,
     decide,
+    host_name,
 )
 
 TOKEN = "the-token"
-HOST = "127.0.0.1:3000"
-HERE = "http://127.0.0.1:3000"
-HOSTS = allowed_hosts(3000)
-COOKIE = {"cookie": f"other=1; {cookie_name(HOST)}={cookie_value(TOKEN)}"}
+NAME = host_name(TOKEN)
+HOST = f"{NAME}:3000"
+HERE = f"http://{HOST}"
+PLAIN = "127.0.0.1:3000"
+HOSTS = allowed_hosts(3000, TOKEN)
+SESSION = "this-run"
+VALUE = cookie_value(TOKEN, HOST, SESSION)
+COOKIE = {"cookie": f"other=1; {cookie_name(HOST)}={VALUE}"}
+PLAIN_COOKIE = {"cookie": f"{cookie_name(PLAIN)}={cookie_value(TOKEN, PLAIN, SESSION)}"}
 HEADER = {"x-longshot-token": TOKEN}
 JSON = {"content-type": "application/json"}
 ORIGIN = {"origin": HERE}
@@ -28,11 +35,11 @@ ORIGIN = {"origin": HERE}
 
 def asked(method: str = "GET", path: str = "/", **more: Any) -> Decision:
     headers = {"host": HOST, **more.pop("headers", {})}
-    return decide(WebRequest("http", method, path, headers=headers, **more), TOKEN, HOSTS)
+    return decide(WebRequest("http", method, path, headers=headers, **more), TOKEN, HOSTS, SESSION)
 
 
 def socket(headers: dict[str, str], path: str = "/graphql") -> Decision:
-    return decide(WebRequest("websocket", "GET", path, headers={"host": HOST, **headers}), TOKEN, HOSTS)
+    return decide(WebRequest("websocket", "GET", path, headers={"host": HOST, **headers}), TOKEN, HOSTS, SESSION)
 
 
 def status(decision: Decision) -> int:
@@ -42,6 +49,8 @@ def status(decision: Decision) -> int:
 ALLOWED: list[tuple[str, dict[str, Any]]] = [
     ("a page with the cookie", {"headers": COOKIE}),
     ("a page with the token", {"headers": HEADER}),
+    ("the command line under 127.0.0.1", {"headers": HEADER | {"host": PLAIN}}),
+    ("a plain login's cookie under 127.0.0.1", {"headers": PLAIN_COOKIE | {"host": PLAIN}}),
     ("a deep link with the cookie", {"path": "/runs/1", "headers": COOKIE}),
     ("a link followed from another site", {"headers": COOKIE | {"sec-fetch-site": "cross-site"} | {
         "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}}),
@@ -60,7 +69,13 @@ DENIED: list[tuple[str, int, dict[str, Any]]] = [
     ("nobody", 401, {}),
     ("a wrong cookie", 401, {"headers": {"cookie": f"{cookie_name(HOST)}=x"}}),
     ("the token as a cookie", 401, {"headers": {"cookie": f"{cookie_name(HOST)}={TOKEN}"}}),
-    ("the cookie of another port", 401, {"headers": {"cookie": f"longshot_3001={cookie_value(TOKEN)}"}}),
+    ("the cookie of another port", 401, {"headers": {"cookie": f"longshot_3001={VALUE}"}}),
+    ("the cookie replayed under 127.0.0.1", 401, {"headers": COOKIE | {"host": PLAIN}}),
+    ("127.0.0.1's cookie replayed under our name", 401, {"headers": PLAIN_COOKIE}),
+    ("the cookie of an earlier run", 401, {"headers": {
+        "cookie": f"{cookie_name(HOST)}={cookie_value(TOKEN, HOST, 'earlier')}"}}),
+    ("another installation's name", 421, {"headers": HEADER | {"host": f"{host_name('other')}:3000"}}),
+    ("a name below ours", 421, {"headers": HEADER | {"host": f"x.{HOST}"}}),
     ("an empty token", 401, {"headers": {"x-longshot-token": ""}}),
     ("a broken cookie header", 401, {"headers": {"cookie": "\x00=;;=; a b c"}}),
     ("another machine", 403, {"client": "192.0.2.7", "headers": HEADER}),
@@ -92,7 +107,7 @@ DENIED: list[tuple[str, int, dict[str, Any]]] = [
     ("a POST from a sandboxed frame", 403, {"method": "POST", "path": "/graphql", "headers": COOKIE | JSON | {
         "origin": "null"}}),
     ("a POST from https under our name", 403, {"method": "POST", "path": "/graphql", "headers": COOKIE | JSON | {
-        "origin": "https://127.0.0.1:3000"}}),
+        "origin": f"https://{HOST}"}}),
     ("an image on another port's page", 403, {"path": "/runs", "headers": COOKIE | {
         "sec-fetch-site": "same-site", "sec-fetch-mode": "no-cors", "sec-fetch-dest": "image"}}),
     ("a frame on another page", 403, {"headers": COOKIE | {
@@ -142,3 +157,12 @@ def test_a_login_link_in_another_pages_image_is_not_redeemed() -> None:
 def test_without_a_token_nobody_gets_in() -> None:
     request = WebRequest("http", "GET", "/", headers={"host": HOST, "x-longshot-token": ""})
     assert status(decide(request, "", HOSTS)) == 401
+    forged = {"cookie": f"{cookie_name(HOST)}={cookie_value('', HOST, '')}", "host": HOST}
+    assert status(decide(WebRequest("http", "GET", "/", headers=forged), "", HOSTS)) == 401
+
+
+def test_the_name_is_one_label_below_localhost_and_says_nothing_of_the_token() -> None:
+    assert re.fullmatch(r"longshot-[0-9a-f]{16}\.localhost", NAME)
+    assert TOKEN not in NAME
+    assert NAME != host_name("another")
+    assert NAME not in str(decide(WebRequest("http", "GET", "/", headers={"host": "127.0.0.1:1"}), TOKEN, HOSTS))

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -130,18 +131,23 @@ def _materialize(installation: Installation, partition: str) -> str:
     return str(answer["run"]["runId"])
 
 
-@pytest.mark.parametrize("fault", ["500", "prose", "empty"])
-def test_a_model_that_gives_nothing_usable_pauses_the_build_and_nothing_says_green(installation, tmp_path, fault):
-    installation.model.set_faults([Fault(fault=fault)])
-    try:
-        done = installation.longshot("Write alpha and beta", "--repo", str(bare(tmp_path / "r.git")))
-    finally:
-        installation.model.set_faults([])
-    assert done.returncode == 5, done.stdout + done.stderr
-    said = done.stdout + done.stderr
-    assert "green" not in said and "Traceback" not in said
-    paused = [line for line in said.splitlines() if " is paused: " in line]
-    assert len(paused) == 1 and "longshot resume" in said
+def test_a_model_that_gives_nothing_usable_pauses_the_build_and_nothing_says_green(installation, tmp_path):
+    faults = ("500", "prose", "empty")
+    installation.model.set_faults([Fault(fault=fault, match=f"in the case of {fault}") for fault in faults])
+
+    def build(fault: str) -> tuple[int, str]:
+        repository = bare(tmp_path / f"{fault}.git")
+        done = installation.longshot(f"Write it in the case of {fault}", "--repo", str(repository))
+        return done.returncode, done.stdout + done.stderr
+
+    with ThreadPoolExecutor() as pool:
+        ended = dict(zip(faults, pool.map(build, faults), strict=True))
+    installation.model.set_faults([])
+    for fault, (code, said) in ended.items():
+        assert code == 5, f"{fault}: {said}"
+        assert "green" not in said and "Traceback" not in said
+        assert sum(" is paused: " in line for line in said.splitlines()) == 1, said
+        assert "longshot resume" in said
 
 
 def test_a_run_killed_mid_build_is_resumed_without_asking_a_finished_tasks_model_again(installation, tmp_path):
