@@ -15,7 +15,7 @@ from longshot_dagster.core import contract
 from longshot_dagster.core.clock import Clock
 from longshot_dagster.core.contract import WorkResult
 from longshot_dagster.core.errors import BudgetExhausted, Cancelled, HostileBundle, LongshotError, ModelUnavailable
-from longshot_dagster.core.models import MAX_DIFF, BuildRequest, Handoff, HandoffMetrics, Task, WorkerRun
+from longshot_dagster.core.models import MAX_DIFF, MAX_PATH, BuildRequest, Handoff, HandoffMetrics, Task, WorkerRun
 from longshot_dagster.core.sandbox import SandboxProvider
 from longshot_dagster.core.working import (
     MODEL_FAILED,
@@ -195,7 +195,7 @@ class WorkerRunner:
                 status=judge(result, changed),
                 summary=result.summary or result.error or "(the agent gave no summary)",
                 diff=diff.text[: MAX_DIFF + 200] if diff else "",
-                files_changed=[f.path for f in files[:_MAX_FILES]],
+                files_changed=[f.path[:MAX_PATH] for f in files[:_MAX_FILES]],
                 concerns=concerns(result),
                 suggestions=result.suggestions,
                 metrics=metrics,

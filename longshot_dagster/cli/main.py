@@ -41,7 +41,7 @@ class _Commands(click.Group):
     epilog=_EPILOG,
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-    options_metavar='"REQUEST" [--repo PATH_OR_URL] [--land-on BRANCH] [--max-workers N] [--yes] [--debug]',
+    options_metavar='"REQUEST" [OPTIONS]',
     subcommand_metavar="| COMMAND ...",
 )
 @click.version_option(__version__, prog_name="longshot")

@@ -59,7 +59,8 @@ def _build_row(ledger: BuildLedger) -> dict[str, Any]:
     row: dict[str, Any] = {"build": ledger.build, "error": ""}
     try:
         request, state = ledger.request(), ledger.state()
-        landings = [ledger.landing(t) for t in ledger.task_ids()]
+        # Delegated tasks have no branch of their own to land; one that proved atomic has a landing.
+        landings = [(ledger.existing_task(t), ledger.landing(t)) for t in ledger.task_ids()]
     except LedgerError as e:
         return (
             row
@@ -77,8 +78,8 @@ def _build_row(ledger: BuildLedger) -> dict[str, Any]:
         "request": request.request[:200],
         "repository": request.target.url,
         "branch": request.target.branch,
-        "tasks": len(landings),
-        "landed": sum(x is not None and x.state is LandingState.LANDED for x in landings),
+        "tasks": sum(not task.delegated or landing is not None for task, landing in landings),
+        "landed": sum(x is not None and x.state is LandingState.LANDED for _, x in landings),
         "created_at": request.created_at,
         "rehearsal": request.rehearsal,
     }

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_vali
 from pydantic.alias_generators import to_camel
 
 from longshot_dagster.core import ids, scope
+from longshot_dagster.core.display import display
 from longshot_dagster.core.errors import WrongUse
 from longshot_dagster.core.settings import Origin, Settings
 
@@ -21,11 +22,13 @@ MAX_TEXT = 20_000
 MAX_LINE = 2_000
 MAX_DIFF = 400_000  # characters shown in a handoff; git holds the whole of it
 MAX_LIST = 200
+MAX_PATH = 4_096
+MAX_SUBJECT = 72  # of a commit: git's own habit
 
 Oid = Annotated[str, StringConstraints(pattern=r"^(?:[0-9a-f]{40}|[0-9a-f]{64})$")]
 Text = Annotated[str, StringConstraints(max_length=MAX_TEXT)]
 Line = Annotated[str, StringConstraints(max_length=MAX_LINE)]
-RepoPath = Annotated[str, StringConstraints(max_length=4096)]
+RepoPath = Annotated[str, StringConstraints(max_length=MAX_PATH)]
 
 
 class Record(BaseModel):
@@ -175,6 +178,12 @@ class Task(Record):
     @classmethod
     def _id(cls, value: str) -> str:
         return value if value in (ids.ROOT, ids.FIX) else ids.check_task_id(value)
+
+    @property
+    def title(self) -> str:
+        """The first line of the description, as long as the subject of a commit may be."""
+        line = " ".join(display(self.description.strip().split("\n", 1)[0], "plain", 200).split())
+        return line if len(line) <= MAX_SUBJECT else line[: MAX_SUBJECT - 1].rstrip() + "…"
 
 
 class Plan(Record):

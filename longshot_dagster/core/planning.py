@@ -200,6 +200,7 @@ def conflict_fix(
 def _conflict_description(report: TaskReport, conflicts: Sequence[ConflictFile], others: Mapping[str, Task]) -> str:
     task = report.task
     parts = [
+        f"{task.title}, redone after a conflict",
         f"Task {task.id} was done, but its branch no longer merges: main has moved in the same places. None of its work "
         "is on main. Do the task again on the main you find, so that what it wanted and what landed meanwhile both work.",
         f"## What task {task.id} wanted\n\n{_plain(task.description, 8_000)}",

@@ -3,7 +3,6 @@
 from pydantic import ValidationError
 
 from longshot_dagster.core.contract import Mode, WorkOrder, WorkResult
-from longshot_dagster.core.display import display
 from longshot_dagster.core.models import (
     MAX_LINE,
     MAX_LIST,
@@ -20,7 +19,6 @@ from longshot_dagster.core.settings import HarnessName, Settings
 COMPLETED = "completed"
 MODEL_FAILED = "llm_error"
 OVER_BUDGET = "budget"
-_SUBJECT = 72  # characters, git's own habit
 
 _RULES = """\
 - Change only files in your scope. If the task cannot be done within it, do what can be done and say in `concerns` which other files need what.
@@ -42,7 +40,7 @@ def work_order(task: Task, request: BuildRequest, base: str, system_prompt: str)
     return WorkOrder(
         task_id=task.id,
         branch=task.branch,
-        title=title(task),
+        title=task.title,
         base=base,
         scope=list(task.scope),
         system_prompt=system_prompt,
@@ -77,12 +75,6 @@ def ordered_checks(settings: Settings) -> dict[CheckName, str]:
     """Commands that somebody set; the others are detected in the sandbox."""
     commands = {name: str(getattr(settings, f"check_{name.value}")).strip() for name in CheckName}
     return {name: command for name, command in commands.items() if command}
-
-
-def title(task: Task) -> str:
-    """The first line of the task's description, short enough for a commit's subject."""
-    line = " ".join(display(task.description.strip().split("\n", 1)[0], "plain", 200).split())
-    return line if len(line) <= _SUBJECT else line[: _SUBJECT - 1].rstrip() + "…"
 
 
 def user_message(task: Task) -> str:

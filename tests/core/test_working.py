@@ -32,7 +32,7 @@ def request(**settings: Any) -> BuildRequest:
 def test_the_message_begins_with_the_task_and_ends_with_the_rules() -> None:
     lines = user_message(TASK).splitlines()
     assert lines[0] == "# Task r001-01"
-    assert lines[2:9] == ["Add a price.", "", "## Scope", "", "- app.py", "- docs/", ""]
+    assert lines[2:11] == ["Kind: plan", "", "Add a price.", "", "## Scope", "", "- app.py", "- docs/", ""]
     assert "It has one." in lines and any("worker/b/r001-01" in line for line in lines)
 
 
