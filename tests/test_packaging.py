@@ -2,8 +2,10 @@
 
 import ast
 import email
+import hashlib
 import importlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -94,7 +96,7 @@ for name in sys.argv[2:]:
     assert shipped(name).is_relative_to(pathlib.Path(sys.argv[1], "longshot_dagster/_shipped")), shipped(name)
 for role in ("root-planner", "subplanner", "worker", "reconciler"):
     assert prompt(role).startswith("You are ")
-demo = prepare(pathlib.Path("example"))
+demo = prepare(pathlib.Path("example").resolve())
 load(demo.script)
 print(demo.repository, hashlib.sha256(worker_archive()).hexdigest())
 """
@@ -102,7 +104,7 @@ print(demo.repository, hashlib.sha256(worker_archive()).hexdigest())
     done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     repository, worker = done.stdout.split()
-    assert worker == _sha256(worker_archive())
+    assert worker == hashlib.sha256(worker_archive()).hexdigest()
     argv = ["git", "--git-dir", repository, "ls-tree", "-r", "--name-only", "main"]
     tree = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True).stdout.split()
     assert sorted(tree) == sorted(_files(ROOT / "examples/almanac/start"))
@@ -169,10 +171,6 @@ def _imported(file: Path) -> set[str]:
 
 
 def _bare_name(requirement: str) -> str:
-    return requirement.partition(";")[0].partition("[")[0].rstrip("=<>!~, .0123456789").strip().lower().replace("_", "-")
-
-
-def _sha256(data: bytes) -> str:
-    import hashlib
-
-    return hashlib.sha256(data).hexdigest()
+    found = re.match(r"[\w.-]+", requirement)
+    assert found is not None, requirement
+    return found.group().lower().replace("_", "-")

@@ -9,6 +9,15 @@ from longshot_dagster.defs.metadata import Metadata, task_metadata_from
 from longshot_dagster.defs.resources import BuildTools
 
 TASK_RESULT = dg.AssetKey("task_result")
+UPSTREAM = ("repo_state", "plan")
+
+# A record of finished work is never out of date. Dagster would call it "Unsynced" whenever an iteration, of any build,
+# materializes one of its upstream assets, and offer to do the work again; so it is told that it has seen them all.
+_ALWAYS_IN_SYNC = {
+    "dagster/code_version": "record",
+    **{f"dagster/input_data_version/{name}": "record" for name in UPSTREAM},
+    **{f"dagster/input_event_pointer/{name}": str(2**62) for name in UPSTREAM},
+}
 
 
 def materialization(build: str, task: Task, handoff: Handoff, metadata: Metadata) -> dg.AssetMaterialization:
@@ -17,6 +26,7 @@ def materialization(build: str, task: Task, handoff: Handoff, metadata: Metadata
         partition=ids.task_partition(build, task.id),
         description=" ".join(display(handoff.summary, "plain", 300).split()),
         metadata=metadata,
+        tags=_ALWAYS_IN_SYNC,
     )
 
 

@@ -14,7 +14,7 @@ from longshot_dagster.defs.executor import cancellation
 from longshot_dagster.defs.metadata import task_metadata_from
 from longshot_dagster.defs.pausing import plainly
 from longshot_dagster.defs.resources import BuildTools, LongshotResource
-from longshot_dagster.defs.task_materialization import TASK_RESULT
+from longshot_dagster.defs.task_materialization import TASK_RESULT, UPSTREAM
 
 Deed = Literal["work", "land", "report"]
 
@@ -35,7 +35,7 @@ class TaskResultConfig(dg.Config):
     key=TASK_RESULT,
     partitions_def=partitions.tasks,
     group_name="longshot",
-    deps=[dg.AssetDep(name, partition_mapping=dg.AllPartitionMapping()) for name in ("repo_state", "plan")],
+    deps=[dg.AssetDep(name, partition_mapping=dg.AllPartitionMapping()) for name in UPSTREAM],
     kinds={"agent"},
     pool=partitions.SANDBOX_POOL,
 )

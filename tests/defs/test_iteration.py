@@ -4,7 +4,7 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
-from dagster_doubles import BUILD, Script, begin, fresh
+from dagster_doubles import BUILD, Script, begin, definitions, fresh
 
 from longshot_dagster.adapters.home import Home
 from longshot_dagster.core.errors import BudgetExhausted, ModelUnavailable
@@ -45,6 +45,16 @@ def record_of(instance: dg.DagsterInstance, task: str) -> dg.AssetMaterializatio
     return materialization
 
 
+def unsynced_reasons(instance: dg.DagsterInstance, home: Home, task: str) -> list[str]:
+    # What the UI's badge is made of; there is no public way to ask.
+    from dagster._core.definitions.data_version import CachingStaleStatusResolver
+    from dagster._core.loader import LoadingContextForTest
+
+    graph = definitions(str(home.root)).resolve_asset_graph()
+    resolver = CachingStaleStatusResolver(instance, graph, LoadingContextForTest(instance))
+    return [cause.reason for cause in resolver.get_stale_causes(dg.AssetKey("task_result"), f"{BUILD}.{task}")]
+
+
 def test_an_iteration_materializes_six_assets_and_a_record_per_task(instance: dg.DagsterInstance, home: Home) -> None:
     script = Script(plans={"root.001": ["a.py", "b.py", "c.py"]})
     ledger = begin(home, script)
@@ -77,6 +87,13 @@ def test_a_task_record_can_be_read_and_carries_no_markup(instance: dg.DagsterIns
     assert metadata["rehearsal"].startswith("a scripted model")
     assert metadata["transcript"].endswith("tasks/r001-01/transcript.jsonl")
     assert metadata["summary"] == r"wrote a\.py \<img src=x\> \[/bold\]"
+
+
+def test_a_task_record_is_never_called_unsynced(instance: dg.DagsterInstance, home: Home) -> None:
+    begin(home, Script(plans={"root.001": ["a.py"], "root.002": []}))
+    run(instance, home)
+    run(instance, home, IterationKey(BUILD, "root", 2))  # repo_state and plan are newer now
+    assert unsynced_reasons(instance, home, "r001-01") == []
 
 
 def test_an_empty_plan_has_no_workers_and_still_measures(instance: dg.DagsterInstance, home: Home) -> None:
