@@ -19,14 +19,17 @@ $(STAMP): pyproject.toml
 	if [ -z "$$python" ]; then \
 	  echo "longshot needs Python 3.11 to 3.13 and finds none as $(PYTHON); make PYTHON=/path/to/python3.12" >&2; exit 1; \
 	fi; \
-	echo "installing into $(VENV), once; a minute or two ..." >&2; \
-	if command -v uv >/dev/null 2>&1; then \
-	  $(BIN)/python -V >/dev/null 2>&1 || uv venv --quiet --clear --python "$$python" $(VENV); \
+	by_uv() { \
+	  { $(BIN)/python -V >/dev/null 2>&1 || uv venv --quiet --clear --python "$$python" $(VENV); } && \
 	  uv pip install --quiet --python $(BIN)/python -e '.[dev]'; \
-	else \
+	}; \
+	by_pip() { \
 	  $(BIN)/python -m pip --version >/dev/null 2>&1 || $$python -m venv --clear $(VENV); \
 	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'; \
-	fi; \
+	}; \
+	echo "installing into $(VENV), once; this takes minutes without uv ..." >&2; \
+	if ! command -v uv >/dev/null 2>&1; then by_pip; \
+	elif ! by_uv; then echo "uv cannot install it; trying pip ..." >&2; by_pip; fi; \
 	touch $@
 
 demo: $(STAMP) ## build the example application with the scripted model: no keys, no account, no server to install

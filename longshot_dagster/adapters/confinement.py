@@ -1,7 +1,8 @@
 """How a command is confined on this host: bubblewrap with a private root, or, when asked for, a bare supervisor.
 
 Bubblewrap   the sandbox's own directory is `/`; /usr and the interpreter are read-only; no home, no host /etc, no
-             capabilities, no further namespaces, no network unless it is open; dies with whoever started it
+             capabilities, no further namespaces, no network unless it is open; dies with whoever started it. Nothing
+             of /proc can be written: to root on the host, `core_pattern` there is a way out of any namespace
 Unconfined   the command runs as the user, in the same file system; only its process tree is under control
 """
 
@@ -14,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from longshot_dagster.adapters.syscall_filter import open_filter, syscall_filter
 from longshot_dagster.core.errors import SandboxRefused
 from longshot_dagster.core.sandbox import Capabilities, NetworkMode
 
@@ -52,10 +54,11 @@ _HOW_TO_GO_ON = (
 
 @dataclass(frozen=True)
 class Confined:
-    """What to start, and with which whole environment."""
+    """What to start, with which whole environment, and descriptors to hand on and then close."""
 
     argv: list[str]
     env: dict[str, str]
+    descriptors: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -93,12 +96,14 @@ class Bubblewrap:
         for inside, host in sockets.items():
             # The directory, not the socket: a gateway that restarts makes a new socket in it.
             command += ["--ro-bind", str(Path(host).parent), str(Path(inside).parent)]
-        command += ["--proc", "/proc", "--dev", "/dev", "--unshare-user", "--unshare-pid", "--unshare-ipc"]
+        command += [*_proc(), "--dev", "/dev", "--unshare-user", "--unshare-pid", "--unshare-ipc"]
         command += ["--unshare-uts", *([] if network == "open" else ["--unshare-net"]), "--cap-drop", "ALL"]
         command += ["--disable-userns"] if self.denies_namespaces else []
+        descriptors = [open_filter(program)] if (program := syscall_filter()) else []
+        command += [word for d in descriptors for word in ("--seccomp", str(d))]
         command += ["--die-with-parent", "--new-session", "--chdir", cwd, "--", "/bin/sh", "-c", *_LIMITED, *argv]
         inside_env = {"PATH": _path_inside(), "HOME": AGENT_HOME, "TMPDIR": "/tmp", "LANG": "C.UTF-8", **env}  # noqa: S108 - the sandbox's own
-        return Confined(command, inside_env)
+        return Confined(command, inside_env, tuple(descriptors))
 
 
 @dataclass(frozen=True)
@@ -178,7 +183,7 @@ def _candidates() -> list[str]:
 
 def _trial(found: Bubblewrap) -> str:
     """Why `found` does not work on this host, in one line; empty when it does."""
-    command = [found.binary, "--ro-bind", "/", "/", "--proc", "/proc", "--dev", "/dev"]
+    command = [found.binary, "--ro-bind", "/", "/", *_proc(), "--dev", "/dev"]
     command += ["--unshare-user", "--unshare-pid", "--unshare-net", "--cap-drop", "ALL"]
     command += ["--disable-userns"] if found.denies_namespaces else []
     try:
@@ -204,6 +209,12 @@ def _skeleton(root: Path) -> None:
     (root / "etc/passwd").write_text("".join(f"{line}\n" for line in users.values()), encoding="utf-8")
     (root / "etc/group").write_text("".join(f"g{g}:x:{g}:\n" for g in sorted({0, gid})), encoding="utf-8")
     (root / "etc/hosts").write_text("127.0.0.1 localhost\n::1 localhost\n", encoding="utf-8")
+
+
+def _proc() -> list[str]:
+    """Read-only, and without the names of the person's keys: whoever is root on the host owns files in /proc/sys."""
+    masked = ["--ro-bind", "/dev/null", "/proc/keys"] if Path("/proc/keys").exists() else []
+    return ["--proc", "/proc", *masked, "--remount-ro", "/proc"]
 
 
 def _shared(network: NetworkMode) -> list[str]:

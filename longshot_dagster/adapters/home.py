@@ -57,12 +57,23 @@ class Home:
             raise WrongUse(f"{folder} belongs to somebody else or is open to others; remove it or set TMPDIR")
         return folder
 
+    @property
+    def ui(self) -> Path:
+        return self._folder("ui")
+
     def _folder(self, name: str) -> Path:
+        """Raises WrongUse when it cannot be made, or when somebody else could have put things into it."""
         folder = self.root / name
         try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            folder.mkdir(exist_ok=True, mode=0o700)
+            found = [self.root.stat(), folder.lstat()]
         except OSError as e:
             raise WrongUse(
                 f"cannot write below LONGSHOT_HOME={self.root}: {e.strerror}; set LONGSHOT_HOME to a writable folder"
             ) from e
+        if any(f.st_uid != os.getuid() or f.st_mode & stat.S_IWOTH for f in found if not stat.S_ISLNK(f.st_mode)):
+            raise WrongUse(
+                f"LONGSHOT_HOME={self.root} belongs to somebody else or is open to others; take a folder of your own"
+            )
         return folder

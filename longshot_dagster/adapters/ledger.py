@@ -36,6 +36,7 @@ from longshot_dagster.core.models import (
     Handoff,
     IterationFailure,
     LandingOutcome,
+    LandingState,
     MetricsSnapshot,
     Plan,
     RepoState,
@@ -46,6 +47,8 @@ from longshot_dagster.core.models import (
 )
 
 M = TypeVar("M", bound=BaseModel)
+
+_WORK = ("run.json", "transcript.jsonl", "landing.json", "handoff.json")  # the last says that there are the others
 
 
 class Ledger:
@@ -76,8 +79,11 @@ class Ledger:
             if name not in self._open and (self.root / name / "request.json").exists():
                 self._open[name] = BuildLedger(self.root / name, name)
         for name, ledger in list(self._open.items()):
-            if ledger.exists() and ledger.state().phase is not BuildPhase.FINISHED:
-                continue
+            try:
+                if ledger.exists() and ledger.state().phase is not BuildPhase.FINISHED:
+                    continue
+            except LedgerError:
+                continue  # whoever looks at this one is told; the others are well
             self._finished.add(name)
             self._open.pop(name, None)
         return list(self._open.values())
@@ -86,8 +92,15 @@ class Ledger:
         """Names of all builds, oldest first."""
         if not self.root.exists():
             return []
-        found = [d for d in self.root.iterdir() if (d / "request.json").exists()]
-        return [d.name for d in sorted(found, key=lambda d: (BuildLedger(d, d.name).request().created_at, d.name))]
+        found = [BuildLedger(d, d.name) for d in self.root.iterdir() if (d / "request.json").exists()]
+        return [b.build for b in sorted(found, key=_age)]
+
+
+def _age(ledger: "BuildLedger") -> tuple[float, str]:
+    try:
+        return ledger.request().created_at, ledger.build
+    except LedgerError:
+        return 0.0, ledger.build
 
 
 class BuildLedger:
@@ -145,11 +158,19 @@ class BuildLedger:
         with self.lock("plan"):
             if existing := self.plan(key):
                 return existing
+            self._drop_unfinished(plan)
             for task in plan.tasks:
                 if self.task(task.id) is None:
                     self._write(f"tasks/{task.id}/task.json", task)
             self._write(f"iterations/{key.short}/plan.json", plan)
             return plan
+
+    def _drop_unfinished(self, plan: Plan) -> None:
+        """Tasks of an earlier attempt that died before its manifest: nobody would ever work on them."""
+        for name in self.task_ids():
+            if (task := self.task(name)) and task.iteration == plan.iteration:
+                (self._path(f"tasks/{name}") / "task.json").unlink()
+                self._frozen.pop(f"tasks/{name}/task.json")
 
     def repo_state(self, key: IterationKey) -> RepoState | None:
         return self._read(RepoState, f"iterations/{key.short}/repo_state.json", frozen=True)
@@ -209,18 +230,34 @@ class BuildLedger:
         """Last of a worker's documents: with it, the task is never worked on again by itself."""
         self._write(f"tasks/{handoff.task_id}/handoff.json", handoff)
 
-    def forget_work(self, task: str) -> None:
-        """Set a task's run, handoff and landing aside, so that it is worked on again; refused once it has landed."""
+    def forget_work(self, task: str) -> UPath:
+        """Set a task's run, handoff and landing aside, so that it is worked on again; returns where they are now.
+
+        Raises WrongUse once it has landed.
+        """
         with self.lock("landing"):
+            if (landing := self.landing(task)) and landing.state is LandingState.LANDED:
+                raise WrongUse(f"task {task} has landed meanwhile; what has landed is not worked on again")
             directory = self._path(f"tasks/{check_task_id(task)}")
             number = 1
             while (directory / f"earlier-{number}").exists():
                 number += 1
-            for name in ("run.json", "handoff.json", "landing.json", "transcript.jsonl"):
+            aside = directory / f"earlier-{number}"
+            for name in _WORK:
                 if (directory / name).exists():
-                    (directory / f"earlier-{number}").mkdir(exist_ok=True)
-                    (directory / name).rename(directory / f"earlier-{number}" / name)
+                    aside.mkdir(exist_ok=True)
+                    (directory / name).rename(aside / name)
             self._frozen.pop(f"tasks/{task}/handoff.json", None)
+            return aside
+
+    def recall_work(self, task: str, aside: UPath) -> None:
+        """Undo `forget_work`, unless the task has been handed in again since."""
+        with self.lock("landing"):
+            if self.handoff(task) is None and aside.exists():
+                for name in _WORK:
+                    if (aside / name).exists():
+                        (aside / name).rename(self._path(f"tasks/{task}/{name}"))
+                aside.rmdir()
 
     def landing(self, task: str) -> LandingOutcome | None:
         return self._read(LandingOutcome, f"tasks/{task}/landing.json")
@@ -309,6 +346,7 @@ class BuildLedger:
             head=last.head,
             red=last.red,
             regression=bool(last.conflict_markers) or any(c.red and c.name in was_green for c in last.checks),
+            last_well=max((s.number for s in sweeps if not s.red), default=0),
         )
 
     @contextlib.contextmanager

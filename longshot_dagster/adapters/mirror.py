@@ -188,6 +188,10 @@ class Mirror:
         """Is `a` the same as `b` or part of its history?"""
         return self.git.run("merge-base", "--is-ancestor", a, b, ok=(0, 1)).code == 0
 
+    def commits_since(self, base: str, head: str) -> frozenset[str]:
+        """Everything in the history of `head` that is not in that of `base`."""
+        return frozenset(self.git.run("rev-list", head, f"^{base}").text.split())
+
     def repo_state(self, head: str) -> RepoState:
         self._make()
         return self._reader.repo_state(head, self.target.branch)

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, cast
 
-from longshot_dagster.adapters.confinement import ROOT_VARIABLE, Confinement, Unconfined, bubblewrap
+from longshot_dagster.adapters.confinement import ROOT_VARIABLE, Confined, Confinement, Unconfined, bubblewrap
 from longshot_dagster.adapters.ledger import write_atomically
 from longshot_dagster.adapters.processes import carrying, end_tree, kill, start_time
 from longshot_dagster.core.errors import Cancelled, FileMissing, SandboxError, SandboxGone, SandboxRefused, TooLarge
@@ -132,7 +132,7 @@ class LocalSandbox:
         )
         began = time.monotonic()
         deadline = began + max(0.0, min(timeout_s, meta["ends_at"] - time.time()))
-        with self._started(confined.argv, confined.env, stdin is not None) as process:
+        with self._started(confined, stdin is not None) as process:
             outcome = _attend(process, stdin, deadline, on_output, cancelled, keep_bytes)
         if not (self._directory / "meta.json").exists():
             raise SandboxGone(f"sandbox {self.id} was ended while a command ran in it")
@@ -195,20 +195,24 @@ class LocalSandbox:
         return meta
 
     @contextlib.contextmanager
-    def _started(self, argv: list[str], env: dict[str, str], feed: bool) -> Iterator["subprocess.Popen[bytes]"]:
+    def _started(self, confined: Confined, feed: bool) -> Iterator["subprocess.Popen[bytes]"]:
         """A running process with its note; at the end nothing of its tree is left."""
         pipe = subprocess.PIPE
         try:
             process = subprocess.Popen(  # its own session: a Ctrl-C at the terminal is ours to handle, not its
-                argv,
-                env=env,
+                confined.argv,
+                env=confined.env,
                 stdin=pipe if feed else subprocess.DEVNULL,
                 stdout=pipe,
                 stderr=pipe,
                 start_new_session=True,
+                pass_fds=confined.descriptors,
             )
         except OSError as e:
             raise SandboxError(f"cannot start a command in sandbox {self.id}: {e}") from e
+        finally:
+            for descriptor in confined.descriptors:
+                os.close(descriptor)
         note = self.running / str(process.pid)
         started = start_time(process.pid)
         try:

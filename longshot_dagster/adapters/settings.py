@@ -40,8 +40,8 @@ PREFIXES = (
 )
 # In the process environment other programs own names too (GIT_DIR, LLM_CACHE ...); these two prefixes are only ours.
 ONLY_OURS = ("LONGSHOT_", "FINALIZATION_")
-# A repository must not decide how well its agents are locked in, nor where the work goes.
-_NOT_FOR_TARGETS = ("git_repo_url", "sandbox_provider", "sandbox_isolation", "sandbox_network")
+# A repository must not decide how well its agents are locked in, where the work goes, nor what it may cost.
+_NOT_FOR_TARGETS = ("git_repo_url", "sandbox_provider", "sandbox_isolation", "sandbox_network", "max_tokens_per_build")
 _SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL")
 _CLOSE = 0.88  # LLM_MODLE is a typo of LLM_MODEL (0.89); GIT_BRANCH, which CI servers set, is none of ours (0.80)
 _MAX_DOTENV = 1 << 20

@@ -26,7 +26,7 @@ from longshot_dagster.adapters.settings import STACK_MARK, without_secrets
 from longshot_dagster.adapters.ui_access import UiAccess
 from longshot_dagster.core.display import display
 from longshot_dagster.core.endpoints import Endpoint, endpoints_to_wire
-from longshot_dagster.core.errors import LongshotError, WrongUse
+from longshot_dagster.core.errors import LedgerError, LongshotError, WrongUse
 from longshot_dagster.core.models import BuildPhase, BuildState
 from longshot_dagster.version import __version__
 
@@ -175,9 +175,10 @@ def pause_builds(home: Home, reason: str) -> list[str]:
     ledger = Ledger(home.builds)
     for build in ledger.builds():
         mine = ledger.build(build)
-        if mine.state().phase in (BuildPhase.RUNNING, BuildPhase.FINALIZING):
-            mine.update_state(lambda s: _paused(s, reason))
-            paused.append(build)
+        with contextlib.suppress(LedgerError):  # one that cannot be read keeps no other from being paused
+            if mine.state().phase in (BuildPhase.RUNNING, BuildPhase.FINALIZING):
+                mine.update_state(lambda s: _paused(s, reason))
+                paused.append(build)
     return paused
 
 

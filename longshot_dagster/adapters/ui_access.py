@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 
 from longshot_dagster.adapters.home import Home
-from longshot_dagster.core.errors import WrongUse
 from longshot_dagster.core.web_guard import host_name
 
 LOGIN_SECONDS = 3600  # a link left in a terminal's history is of no use tomorrow
@@ -17,11 +16,11 @@ class UiAccess:
     """Below `LONGSHOT_HOME/ui`: `token`, and one empty file per unused login code, named by the code's hash."""
 
     def __init__(self, home: Home) -> None:
-        self._folder = home.root / "ui"
+        self._home = home
 
     def token(self) -> str:
         """The installation's token, made when first asked for."""
-        path = self._prepared() / "token"
+        path = self._home.ui / "token"
         try:
             handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         except FileExistsError:
@@ -53,14 +52,7 @@ class UiAccess:
         return f"http://{host}:{port}/?login={self.new_login()}"
 
     def _login(self, code: str) -> Path:
-        return self._prepared() / f"login-{hashlib.sha256(code.encode()).hexdigest()}"
-
-    def _prepared(self) -> Path:
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        except OSError as e:
-            raise WrongUse(f"cannot write {self._folder}: {e.strerror}; set LONGSHOT_HOME to a writable folder") from e
-        return self._folder
+        return self._home.ui / f"login-{hashlib.sha256(code.encode()).hexdigest()}"
 
     def _read(self, path: Path) -> str:
         for _ in range(100):  # another process has created it and is about to write it

@@ -86,6 +86,7 @@ class _Attempt:
     started_at: float
     began: float
     tokens_before: int
+    budget: int = 0  # of the build, in tokens, as the gateway was told; 0 is none
 
 
 class WorkerRunner:
@@ -148,14 +149,16 @@ class WorkerRunner:
         started_at, began = self._clock.now(), self._clock.monotonic()
         base = self._mirror.fetch()
         order = work_order(task, self._request, base, prompt("worker"))
-        socket = self._gateway.open(build, task.id, settings.max_tokens_per_build, settings.llm_timeout)
+        # As it is now: `longshot resume --max-tokens` may have raised it while this process lives.
+        budget = self._ledger.request().settings.max_tokens_per_build
+        socket = self._gateway.open(build, task.id, budget, settings.llm_timeout)
         try:
             before = self._tokens(task)
             tags = {"build": build, "task": task.id}
             with sandbox_for(
                 self._provider, settings, tags, settings.worker_timeout, {contract.SOCKET: socket}
             ) as sandbox:
-                attempt = _Attempt(number, base, sandbox.id, started_at, began, sum(before))
+                attempt = _Attempt(number, base, sandbox.id, started_at, began, sum(before), budget)
                 delivery = carry_out(sandbox, order, self._mirror.bundle(base), settings.worker_timeout, cancelled)
         finally:
             with contextlib.suppress(LongshotError):  # a gateway that is gone has nothing open
@@ -204,7 +207,7 @@ class WorkerRunner:
 
     def _must_have_had_a_model(self, task: Task, attempt: _Attempt, result: WorkResult, changed: bool) -> None:
         """Raises ModelUnavailable or BudgetExhausted when the gateway confirms what the sandbox claims."""
-        budget = self._request.settings.max_tokens_per_build
+        budget = attempt.budget
         if result.harness_status == OVER_BUDGET and budget:
             spent = self._gateway.usage(self._request.build)
             if spent.tokens_in + spent.tokens_out >= budget:

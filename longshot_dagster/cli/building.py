@@ -1,5 +1,6 @@
 """`longshot "REQUEST"`: check what can be checked here, have a stack running, start the build in it, follow it."""
 
+import contextlib
 import os
 import sys
 import time
@@ -19,7 +20,8 @@ from longshot_dagster.adapters.providers import make_provider
 from longshot_dagster.adapters.settings import Resolved
 from longshot_dagster.adapters.starting import check_request, new_build_name
 from longshot_dagster.adapters.targets import resolve_target
-from longshot_dagster.cli.following import BUILD_TAG, follow, interruptible
+from longshot_dagster.adapters.ui_access import UiAccess
+from longshot_dagster.cli.following import BUILD_TAG, follow, interrupt, interruptible
 from longshot_dagster.cli.terminal import say
 from longshot_dagster.core import errors
 from longshot_dagster.core.errors import LongshotError, WrongUse
@@ -57,6 +59,10 @@ def build(request: str, *, repo: str | None, land_on: str | None, max_workers: s
     endpoints = settings.endpoints(os.environ, dotenv)
     Gateway(home).ensure(endpoints or None)
     say(f"sandboxes: {note}")
+    if resolved.settings.max_workers == 0:
+        say(
+            "MAX_WORKERS is 0: tasks wait until the limit of pool `sandbox` is raised in the UI (Deployment, Concurrency)"
+        )
     with interruptible():
         info = stack.ensure(
             home,
@@ -66,6 +72,7 @@ def build(request: str, *, repo: str | None, land_on: str | None, max_workers: s
             dotenv=settings.inheritable(dotenv),
             say=say,
         )
+        say(f"watch  {UiAccess(home).link(info.port)}")
         return run(home, stack.api(home, info), Order(name, text, repository, land_on, resolved))
 
 
@@ -78,6 +85,10 @@ def run(home: Home, api: DagsterApi, order: Order, *, stays: bool = True) -> int
         if not Ledger(home.builds).build(order.build).exists():
             say("interrupted before the build had begun; nothing was changed")
             return EXIT_INTERRUPTED
+        with contextlib.suppress(KeyboardInterrupt):  # it has begun: the sensors would carry it on
+            interrupt(Ledger(home.builds).existing(order.build), api)
+        say(f"interrupted; to go on: longshot resume {order.build}")
+        return EXIT_INTERRUPTED
     return follow(home, order.build, api, stays=stays)
 
 

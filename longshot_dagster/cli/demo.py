@@ -9,17 +9,18 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from longshot_dagster.adapters import settings, stack
+from longshot_dagster.adapters import git, settings, stack
 from longshot_dagster.adapters.gateway_client import Gateway
 from longshot_dagster.adapters.home import Home
 from longshot_dagster.adapters.providers import make_provider
 from longshot_dagster.adapters.starting import new_build_name
+from longshot_dagster.adapters.ui_access import UiAccess
 from longshot_dagster.cli import serving
 from longshot_dagster.cli.building import Order, run
 from longshot_dagster.cli.following import interruptible
 from longshot_dagster.cli.terminal import say
 from longshot_dagster.core.endpoints import Endpoint, normalise_url
-from longshot_dagster.core.errors import LongshotError
+from longshot_dagster.core.errors import LongshotError, WrongUse
 from longshot_dagster.core.usage import REHEARSAL_MODEL
 from longshot_dagster.testing.demo import Demo, prepare, verify
 
@@ -33,6 +34,7 @@ def demo(look: bool) -> int:
     # Nothing of the person's own settings but the one opt-in without which some hosts can run no sandbox at all.
     launch = {"sandbox_isolation": os.environ.get("SANDBOX_ISOLATION"), "sandbox_provider": "local"}
     resolved = settings.resolve(launch, {"llm_model": REHEARSAL_MODEL}, {}, None, None)
+    _check_tools()
     _clear(home)
     _, note = make_provider(resolved.settings, resolved.origins, home)
     example = prepare(home.root / "example")
@@ -55,6 +57,7 @@ def _build(home: Home, example: Demo, endpoint: Endpoint, resolved: settings.Res
     Gateway(home).ensure((endpoint,))
     say("starting Dagster for the demo ...")
     info = stack.ensure(home, (endpoint,), port=0, environ=_neutral(os.environ))
+    say(f"watch it in the Dagster UI, this link logs in once: {UiAccess(home).link(info.port)}")
     order = Order(new_build_name("demo"), example.request, str(example.repository), None, resolved)
     return run(home, stack.api(home, info), order, stays=False)
 
@@ -76,6 +79,13 @@ def _look(home: Home) -> int:
         say("no demo has been built yet; `longshot demo` builds it")
         return 0
     return serving.up(detach=False, home=home)
+
+
+def _check_tools() -> None:
+    """Raises RepositoryError or WrongUse when this host lacks what the example's own checks are run with."""
+    git.version()
+    if shutil.which("make") is None:
+        raise WrongUse("make is not installed, or not on PATH; the example's checks are `make` targets")
 
 
 def _clear(home: Home) -> None:

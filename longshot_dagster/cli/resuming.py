@@ -63,7 +63,9 @@ def woken(state: BuildState, view: BuildView, busy: set[str]) -> BuildState:
         return state
     attempts = dict(state.attempts)
     for i in view.iterations:
-        if i.status is not IterationStatus.DONE and str(i.key) not in busy:
+        # One that has failed gets a new attempt even while its run still lives, with other tasks of it at work: that run
+        # never comes back to what failed, and its end would pause the build again. Each task is worked on by one only.
+        if i.status is IterationStatus.FAILED or (i.status is IterationStatus.OPEN and str(i.key) not in busy):
             attempts[i.key.short] = attempts.get(i.key.short, 1) + 1
     if view.build not in busy:
         finalization = f"finalize.{view.finalize_attempt + 1:03d}"

@@ -13,13 +13,17 @@ if TYPE_CHECKING:
 
 
 def say(line: str) -> None:
-    """One line on stdout, free of control characters."""
-    click.echo(display(line, "plain", 2_000))
+    """One line on stdout, free of control characters: a text of somebody else's cannot begin a line of its own."""
+    click.echo(_one_line(line))
 
 
 def complain(line: str) -> None:
     """One line on stderr."""
     click.echo(" ".join(display(f"longshot: {line}", "plain", 2_000).split()), err=True)
+
+
+def _one_line(text: str) -> str:
+    return display(text, "plain", 2_000).replace("\n", " ")
 
 
 class Progress(Protocol):
@@ -65,7 +69,7 @@ class LiveProgress:
         from rich.text import Text  # 0.1 s, and only a terminal needs it
 
         if self._live:  # Text, not str: nothing in it is markup
-            self._live.console.print(Text(display(text, "plain", 2_000)), soft_wrap=True)
+            self._live.console.print(Text(_one_line(text)), soft_wrap=True)
 
     def status(self, text: str) -> None:
         from rich.spinner import Spinner

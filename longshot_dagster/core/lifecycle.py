@@ -17,6 +17,7 @@ SUBPLANNER_REPLANS_AFTER = 1
 SUBPLANNER_MAX_ITERATIONS = 20
 MAX_DEPTH = 3
 DELEGATE_FROM = 4  # files in scope
+REGRESSION_ROUNDS = 3  # of fixes for a regression since main was last seen well; then finalization decides
 
 
 class IterationStatus(StrEnum):
@@ -62,6 +63,7 @@ class SweepView:
     head: str
     red: bool
     regression: bool  # a check is red that an earlier sweep of this build saw green, or markers are on main
+    last_well: int = 0  # number of the newest sweep that was not red
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,8 @@ def fixable_sweep(view: BuildView) -> int | None:
     """The newest sweep, if it is red, unanswered, and red for a reason that planned work would not mend.
 
     While planners still add work, acceptance tests of what is not built yet are red by right: only a regression is
-    answered then. Once the root planner is done, finalization decides (`final_sweep`).
+    answered then, and only so often in a row: fixes that land and mend nothing would go on for ever. Once the root
+    planner is done, finalization decides (`final_sweep`).
     """
     s = view.sweep
     answered = {i.sweep for i in view.iterations if i.key.planner == FIX}
@@ -153,7 +156,8 @@ def fixable_sweep(view: BuildView) -> int | None:
         return None
     if view.final_sweep == s.number:
         return s.number if view.finalize_attempt <= view.finalization_max_attempts else None
-    return s.number if s.regression and view.finalize_attempt == 0 else None
+    tried = sum(number is not None and number > s.last_well for number in answered)
+    return s.number if s.regression and view.finalize_attempt == 0 and tried < REGRESSION_ROUNDS else None
 
 
 def _planning(view: BuildView, planner: str) -> list[Step]:

@@ -4,7 +4,7 @@ import dagster as dg
 
 from longshot_dagster.adapters.ledger import Ledger
 from longshot_dagster.core.display import display
-from longshot_dagster.core.errors import WrongUse
+from longshot_dagster.core.errors import LedgerError, WrongUse
 from longshot_dagster.core.ids import parse_iteration_key
 from longshot_dagster.core.models import BuildPhase
 from longshot_dagster.defs import partitions
@@ -41,8 +41,8 @@ def note_end(instance: dg.DagsterInstance, builds: Ledger, run: dg.DagsterRun) -
         else:
             key = parse_iteration_key(run.tags.get(_PARTITION, ""))
             fail_iteration(ledger, key, int(attempt), "cancelled" if cancelled else "crash", reason)
-    except WrongUse:
-        return  # a build whose ledger was removed
+    except (WrongUse, LedgerError):
+        return  # a build whose ledger was removed, or cannot be read: no reason to note no other run's end
 
 
 def failure_line(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str:

@@ -1,6 +1,6 @@
 """The job `finalize_build`: drain landings, sweep main, then either ask for fixes or write the last word on a build."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import dagster as dg
@@ -8,7 +8,7 @@ import dagster as dg
 from longshot_dagster.adapters.ledger import BuildLedger
 from longshot_dagster.core.errors import Cancelled, LongshotError
 from longshot_dagster.core.finalizing import AskForFixes, WorkLeft, outcome, work_left
-from longshot_dagster.core.models import BuildPhase, BuildReport, BuildState, Sweep
+from longshot_dagster.core.models import BuildPhase, BuildReport, BuildState, LandingOutcome, LandingState, Sweep
 from longshot_dagster.core.report import make_report, report_markdown
 from longshot_dagster.defs import partitions
 from longshot_dagster.defs.executor import cancellation, threaded_executor
@@ -96,19 +96,34 @@ def finalize(tools: BuildTools, number: int, cancelled: Callable[[], bool]) -> B
 def report_on(tools: BuildTools, sweep: Sweep | None) -> BuildReport:
     """The report of a drained build from its whole ledger; `sweep` is the newest, None when nothing was checked."""
     ledger = tools.ledger
-    names = ledger.task_ids()
+    names, head = ledger.task_ids(), tools.mirror.fetch()
+    landings = {t: o for t in names if (o := ledger.landing(t))}
+    if sweep is None:  # not asked for, but what an iteration has found wrong with this very commit is known
+        sweep = next((s for s in reversed(ledger.sweeps()) if s.head == head and s.red), None)
     return make_report(
         tools.request,
         tasks=[ledger.existing_task(t) for t in names],
         handoffs={t: h for t in names if (h := ledger.handoff(t))},
-        landings={t: o for t in names if (o := ledger.landing(t))},
+        landings=landings | taken_away(tools, landings, head),
         runs=[r for r in map(ledger.run, names) if r],
         plans=[p for p in map(ledger.plan, ledger.iterations()) if p],
         sweep=sweep,
-        head=tools.mirror.fetch(),
+        head=head,
         finalization_attempts=ledger.view().finalize_attempt,
         now=tools.clock.now(),
     )
+
+
+def taken_away(tools: BuildTools, landings: Mapping[str, LandingOutcome], head: str) -> dict[str, LandingOutcome]:
+    """What has landed and is not on the branch any more: somebody has deleted it or forced it back. Withheld, for the report."""
+    landed = {t: o for t, o in landings.items() if o.state is LandingState.LANDED and o.commits}
+    there = tools.mirror.commits_since(tools.request.base, head) if landed else frozenset()
+    reason = "it landed, but its commits were removed from the branch"
+    return {
+        t: o.model_copy(update={"state": LandingState.WITHHELD, "reason": reason})
+        for t, o in landed.items()
+        if o.commits[-1] not in there
+    }
 
 
 def _which(context: dg.AssetExecutionContext, ledger: BuildLedger) -> tuple[int, int]:
@@ -133,6 +148,9 @@ def _back_to_work(ledger: BuildLedger, ended: WorkLeft | AskForFixes, number: in
 
 def _finish(ledger: BuildLedger, report: BuildReport) -> None:
     def change(state: BuildState) -> BuildState:
+        # Running: it was paused between report and end, and somebody has resumed it. A paused one waits for that.
+        if state.phase is BuildPhase.RUNNING:
+            state = state.moved(BuildPhase.FINALIZING)
         if state.phase is BuildPhase.FINALIZING:
             return state.moved(BuildPhase.FINISHED, verdict=report.verdict)
         return state

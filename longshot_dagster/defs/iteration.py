@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import dagster as dg
 
 from longshot_dagster.core import ids
-from longshot_dagster.core.errors import IncompleteIteration, LedgerError
+from longshot_dagster.core.errors import BuildPaused, IncompleteIteration, LedgerError
 from longshot_dagster.core.ids import IterationKey, parse_iteration_key
 from longshot_dagster.core.measuring import snapshot
 from longshot_dagster.core.models import (
+    BuildPhase,
     Handoff,
     LandingOutcome,
     LandingState,
@@ -83,9 +84,11 @@ def make_plan(
 ) -> Iterator[dg.Output[Plan] | dg.DynamicOutput[str]]:
     """Ask the planner for the next tasks, or take the frozen plan; each task for a worker becomes a step of its own."""
     key, tools = _place(context, longshot)
-    with _pausing(context, tools, key):
+    # Dagster may retry a run that a resumed build has replaced: one of the two asks the model, the other waits and reads.
+    with _pausing(context, tools, key), tools.ledger.lock(f"planning-{key.short}"):
         plan = tools.ledger.plan(key)
         if plan is None:
+            going_on(tools)
             plan = tools.ledger.freeze_plan(key, tools.planner.plan(key, repo_state, tools.ledger.view()))
             if refused := tools.landing.checkpoint():
                 context.log.warning(f"the checkpoint stays local: {refused}")
@@ -101,7 +104,10 @@ def run_worker(context: dg.OpExecutionContext, task: str, longshot: LongshotReso
     """One worker in one sandbox does one task and hands it in. A slot of the pool `sandbox` is taken meanwhile."""
     key, tools = _place(context, longshot)
     with _pausing(context, tools, key):
-        handoff = tools.worker.run(dispatched(tools, key, task), cancellation(context.run_id).is_set)
+        planned = dispatched(tools, key, task)
+        if tools.ledger.handoff(task) is None:
+            going_on(tools)
+        handoff = tools.worker.run(planned, cancellation(context.run_id).is_set)
     context.log.info(f"task {task}: {handoff.status.value}")
     return task
 
@@ -220,6 +226,13 @@ planning_iteration = dg.define_asset_job(
 )
 
 
+def going_on(tools: BuildTools) -> None:
+    """Raises BuildPaused unless the build is under way: whatever paused it, nothing that costs tokens begins after it."""
+    state = tools.ledger.state()
+    if state.phase is BuildPhase.PAUSED:
+        raise BuildPaused(f"not begun, because the build is paused: {state.reason or 'no reason recorded'}")
+
+
 def dispatched(tools: BuildTools, key: IterationKey, task: str) -> Task:
     """The task as this iteration gives it to a worker; raises LedgerError when its plan has no such task."""
     plan = tools.ledger.plan(key)
@@ -241,29 +254,15 @@ def complete(tools: BuildTools, plan: Plan, landed: list[str]) -> tuple[list[Han
 
 
 def sweep_main(tools: BuildTools, iteration: str, cancelled: Callable[[], bool]) -> Sweep:
-    """The newest sweep if nothing has landed since, or one of main's head; one sweep of a build at a time."""
+    """The newest sweep if it is of main's head and could run, or a new one; one sweep of a build at a time."""
     ledger = tools.ledger
     with ledger.lock("sweep"):
-        sweeps = ledger.sweeps()
-        if sweeps and not landed_since(tools, sweeps[-1]):
+        sweeps, head = ledger.sweeps(), tools.mirror.fetch()
+        if sweeps and sweeps[-1].head == head and not sweeps[-1].error:
             return sweeps[-1]
-        head = tools.mirror.fetch()
-        if same := next((s for s in reversed(sweeps) if s.head == head), None):
-            return same
         found = tools.sweep(head, len(sweeps) + 1, iteration, cancelled)
         ledger.save_sweep(found)
         return found
-
-
-def landed_since(tools: BuildTools, sweep: Sweep) -> bool:
-    """Has anything landed after `sweep` began? (What landed while it ran may not be in it.)"""
-    landings = (tools.ledger.landing(t) for t in tools.ledger.task_ids())
-    return any(
-        state is LandingState.LANDED and at >= sweep.started_at
-        for landing in landings
-        if landing
-        for state, at in landing.history
-    )
 
 
 def _pausing(context: dg.OpExecutionContext, tools: BuildTools, key: IterationKey) -> AbstractContextManager[None]:

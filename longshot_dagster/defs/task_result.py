@@ -6,9 +6,17 @@ from typing import Literal
 import dagster as dg
 from pydantic import Field
 
-from longshot_dagster.core.errors import WrongUse
+from longshot_dagster.core.errors import LongshotError, WrongUse
 from longshot_dagster.core.ids import parse_task_partition
-from longshot_dagster.core.models import LANDING_TRANSITIONS, Handoff, HandoffStatus, LandingOutcome, LandingState, Task
+from longshot_dagster.core.models import (
+    LANDING_TRANSITIONS,
+    MAX_LINE,
+    Handoff,
+    HandoffStatus,
+    LandingOutcome,
+    LandingState,
+    Task,
+)
 from longshot_dagster.defs import partitions
 from longshot_dagster.defs.executor import cancellation
 from longshot_dagster.defs.metadata import task_metadata_from
@@ -80,11 +88,28 @@ def redo(
     if task.delegated or what == "report":
         return task, landing
     if what == "work":
-        ledger.forget_work(task_id)
-        tools.worker.run(task, cancelled)
+        aside = ledger.forget_work(task_id)
+        try:
+            tools.worker.run(task, cancelled)
+        except BaseException:
+            ledger.recall_work(task_id, aside)  # its iteration has ended: nobody else would ever hand it in
+            raise
     else:
         requeue(tools, task_id)
-    return task, tools.landing.land(task)
+    try:
+        return task, tools.landing.land(task)
+    except LongshotError as e:
+        if landing is not None and landing.settled:
+            withhold(tools, task_id, f"landing it again failed: {e}")
+        raise
+
+
+def withhold(tools: BuildTools, task_id: str, reason: str) -> None:
+    """Settle a task that is queued and that no iteration lands any more; the build would wait for it without end."""
+    with tools.ledger.lock("landing"):
+        landing = tools.ledger.landing(task_id)
+        if landing is not None and not landing.settled:
+            tools.ledger.save_landing(landing.moved(LandingState.WITHHELD, tools.clock.now(), reason=reason[:MAX_LINE]))
 
 
 def requeue(tools: BuildTools, task_id: str) -> None:

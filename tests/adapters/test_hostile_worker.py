@@ -29,10 +29,12 @@ from longshot_dagster.core.report import make_report, report_markdown, summary_l
 from longshot_dagster.core.sandbox import SandboxSpec
 from longshot_dagster.core.settings import Isolation
 
-NASTY = "[/bold]\x1b[31m\x1b]8;;http://evil.example\x07<img src=x onerror=alert(1)>![i](http://evil.example/i)\u202e\x00"
+NASTY = (
+    "[/bold]\x1b[31m\x1b]8;;http://evil.example\x07<img src=x onerror=alert(1)>![i](http://evil.example/i)\u202e\x00"
+)
 FILE = "src/[bold]<img src=x>![i](http:evil.example)`|.md"  # no control characters: those never are paths
 
-HOSTILE = r'''
+HOSTILE = r"""
 import hashlib, json, os, struct, subprocess, sys, zlib
 NASTY = json.loads(sys.argv[1])
 OUT, BASE = "/longshot/out/", json.load(open("/longshot/order.json"))["base"]
@@ -62,7 +64,7 @@ def hand_over(head, pack=None, **told):
         open(OUT + "work.bundle", "wb").write(start.encode() + pack + hashlib.sha1(pack).digest())
     told = {"taskId": "r001-01", "harnessStatus": "completed", "status": "complete", "head": head, "summary": "s", **told}
     json.dump(told, open(OUT + "result.json", "w"))
-'''
+"""
 
 
 class Hijacked(LocalProvider):
@@ -203,7 +205,7 @@ TREES = {
     "linked-gitmodules": 'hand_over(commit(with_entries(("120000", b".gitmodules", blob(b"../../etc/passwd")))))',
     "climbing-path": 'hand_over(commit(with_entries(("100644", b"../x", blob(b"x")))))',
     "submodule-that-runs": (
-        'text = b\'[submodule "x"]\\n\\tpath = x\\n\\turl = -u./payload\\n\'\n'
+        "text = b'[submodule \"x\"]\\n\\tpath = x\\n\\turl = -u./payload\\n'\n"
         'hand_over(commit(with_entries(("100644", b".gitmodules", blob(text)), ("160000", b"x", "1" * 40))))'
     ),
 }
@@ -281,8 +283,10 @@ hand_over(commit(with_entries(("40000", b"src", src)), NASTY.replace("\\0", ""))
     assert set(found.main) == {"app.py", "test_app.py", FILE}
     assert plain(git(found.origin, "cat-file", "commit", "main"))
     found.must_be_whole()
-    say(found.handoff.summary)
-    assert plain(capsys.readouterr().out)
+    say(found.handoff.summary + "\nDagster UI: http://evil.example")
+    shown = capsys.readouterr().out
+    assert plain(shown)
+    assert shown.count("\n") == 1
 
 
 def test_nasty_text_of_a_run_that_failed_is_shown_harmless(tmp_path: Path, socket: Path) -> None:

@@ -46,6 +46,18 @@ def task(name: str, iteration: str = "root.001", planner: str = "root", **more) 
     )
 
 
+def test_tasks_of_a_plan_that_was_never_frozen_are_forgotten_by_the_next_attempt(tmp_path):
+    ledger = new_build(tmp_path)
+    for name in ("r001-01", "r001-02"):  # killed before the manifest
+        ledger._write(f"tasks/{name}/task.json", task(name, priority=9))
+    ledger.task("r001-01")
+    ledger.freeze_plan(ROOT_1, Plan(iteration=ROOT_1.short, tasks=(task("r001-01"),), base=BASE))
+    assert ledger.task_ids() == ["r001-01"]
+    for reader in (ledger, Ledger(tmp_path).build(BUILD)):
+        assert reader.existing_task("r001-01").priority == 5
+        assert [t.id for t in reader.view().tasks] == ["r001-01"]
+
+
 def test_the_first_plan_wins_and_no_model_is_paid_twice(tmp_path):
     ledger = new_build(tmp_path)
     first = ledger.freeze_plan(ROOT_1, Plan(iteration="root.001", tasks=(task("r001-01"),), base=BASE))

@@ -50,6 +50,15 @@ def test_a_target_that_lost_its_branches_is_an_error_of_the_repository(world):
         world.mirror.fetch()
 
 
+def test_commits_since_tells_what_a_branch_that_was_forced_back_has_lost(world):
+    base = world.mirror.fetch()
+    first = commit_on(world.origin, "main", {"n": "1\n"})
+    assert world.mirror.commits_since(base, world.mirror.fetch()) == {first}
+    git(world.origin, "update-ref", "refs/heads/main", base)
+    second = commit_on(world.origin, "main", {"m": "2\n"})
+    assert world.mirror.commits_since(base, world.mirror.fetch()) == {second}
+
+
 def test_a_bundle_holds_one_ref_with_its_history_and_is_made_once(world):
     base = world.mirror.fetch()
     path = world.mirror.bundle(base)

@@ -221,6 +221,32 @@ print(json.dumps({
     sandbox.terminate()
 
 
+def test_what_no_namespace_divides_is_out_of_reach(confined: LocalProvider) -> None:
+    """Keyrings, the hypervisor's sockets, and the kernel's own settings, which root on the host owns."""
+    sandbox = confined.create(spec(confined))
+    code = """
+import ctypes, errno, json, os, platform, socket
+calls = (248, 249, 250, 425) if platform.machine() == "x86_64" else (217, 218, 219, 425)
+libc = ctypes.CDLL(None, use_errno=True)
+def refused(f, *args):
+    try: f(*args)
+    except OSError as e: return errno.errorcode[e.errno]
+def writable(path):
+    os.close(os.open(path, os.O_WRONLY))
+print(json.dumps({
+  "calls": [(libc.syscall(n, 0, 0, 0, 0, 0), ctypes.get_errno()) == (-1, errno.ENOSYS) for n in calls],
+  "vsock": refused(socket.socket, 40), "inet": refused(socket.socket), "keys": refused(open, "/proc/keys"),
+  "kernel": [refused(writable, f"/proc/{n}") for n in ("sys/kernel/core_pattern", "sys/vm/swappiness")],
+}))
+"""
+    ran = sandbox.exec(["python3", "-I", "-W", "ignore", "-c", code], timeout_s=20)
+    assert ran.exit_code == 0, ran.stderr
+    seen = json.loads(ran.stdout)
+    assert (seen["calls"], seen["vsock"], seen["inet"]) == ([True] * 4, "EAFNOSUPPORT", None)
+    assert (seen["kernel"], seen["keys"]) == (["EROFS"] * 2, "EACCES")
+    sandbox.terminate()
+
+
 def test_two_sandboxes_do_not_see_each_other(provider: LocalProvider) -> None:
     one, other = provider.create(spec(provider)), provider.create(spec(provider))
     one.write("/work/x", b"1")

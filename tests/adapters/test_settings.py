@@ -151,6 +151,10 @@ class TestTarget:
         with pytest.raises(WrongUse, match="not for a repository to decide"):
             with_target(resolved(tmp_path), "SANDBOX_NETWORK = 'open'")
 
+    def test_a_repository_cannot_lift_what_a_build_may_cost(self, tmp_path: Path) -> None:
+        with pytest.raises(WrongUse, match="not for a repository to decide"):
+            with_target(resolved(tmp_path), "max_tokens_per_build = 0")
+
 
 class TestLaunched:
     """What `start_build` makes of its launch fields, with and without a command line in front."""

@@ -120,7 +120,7 @@ def test_a_plain_link_logs_in_under_127_0_0_1(served: Served) -> None:
 
 def test_nobody_else_can_listen_on_our_port_of_any_loopback_address(served: Served) -> None:
     for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
-        with socket.socket(family) as other, pytest.raises(OSError, match="in use|Cannot assign"):
+        with socket.socket(family) as other, pytest.raises(OSError, match=r"in use|Cannot assign"):
             other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             other.bind((address, served.port))
 

@@ -148,9 +148,9 @@ def test_a_spent_budget_pauses_only_when_the_gateway_says_so(tmp_path: Path, soc
     with pytest.raises(BudgetExhausted, match="MAX_TOKENS_PER_BUILD=100 is spent"):
         build.work()
     assert build.ledger.handoff("r001-01") is None
-    build.request = build.request.model_copy(
-        update={"settings": build.request.settings.model_copy(update={"max_tokens_per_build": 10**6})}
-    )
+    # Raised by a resume; the runner, of a process that lived through it, was made with the old one.
+    more = build.request.settings.model_copy(update={"max_tokens_per_build": 10**6})
+    build.ledger.save_request(build.request.model_copy(update={"settings": more}))
     with ScriptedChat(str(socket) + "2", [calls(("ls", {})), spent]) as other:
         shutil.move(other.path, socket)
         assert build.runner.run(build.task(), lambda: False).status is HandoffStatus.FAILED

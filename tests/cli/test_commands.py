@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -80,6 +81,19 @@ def test_without_endpoints_a_build_is_refused_before_anything_starts(tmp_path: P
     assert done.returncode == 2
     assert "no model endpoint is configured: set LLM_BASE_URL" in done.stderr
     assert not (tmp_path / "home" / "stack.json").exists()
+
+
+@pytest.mark.parametrize("missing", ["git", "make"])
+def test_the_demo_without_its_tools_says_which_one_and_leaves_the_last_demo_alone(tmp_path: Path, missing: str) -> None:
+    (tmp_path / "home" / "demo" / "builds" / "demo-last").mkdir(parents=True)
+    (tmp_path / "bin").mkdir()
+    if missing == "make":
+        (tmp_path / "bin" / "git").symlink_to(str(shutil.which("git")))
+    done = longshot(tmp_path, "demo", PATH=str(tmp_path / "bin"))
+    assert done.returncode != 0
+    assert done.stderr.startswith(f"longshot: {missing} is not installed, or not on PATH")
+    assert done.stderr.count("\n") == 1
+    assert (tmp_path / "home" / "demo" / "builds" / "demo-last").is_dir()
 
 
 def test_down_is_idempotent(tmp_path: Path) -> None:

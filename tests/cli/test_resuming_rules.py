@@ -25,6 +25,11 @@ def test_an_iteration_whose_run_lives_keeps_its_attempt() -> None:
     assert state.attempts == {"root.001": 2, "root.002": 2}
 
 
+def test_a_failed_iteration_gets_a_new_attempt_even_while_other_tasks_of_its_run_are_at_work() -> None:
+    state = woken(PAUSED, view(IterationStatus.FAILED), {"b.root.001", "b"})
+    assert state.attempts["root.001"] == 2
+
+
 def test_the_finalization_that_was_under_way_is_the_one_that_is_repeated() -> None:
     assert woken(PAUSED, view(finalize_attempt=2), set()).attempts["finalize.003"] == 2
 

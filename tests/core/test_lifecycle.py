@@ -140,6 +140,18 @@ def test_an_answered_sweep_is_not_answered_twice():
     assert fixable_sweep(view(answered, sweep=SweepView(2, "h", red=True, regression=True))) is None
 
 
+def test_a_regression_that_fixes_do_not_mend_is_left_to_finalization_after_three_rounds():
+    rounds = [planned(1, "r001-01"), planned(2, seen=("r001-01",))]
+    for number in range(1, 5):
+        newest = SweepView(number + 1, str(number), red=True, regression=True, last_well=1)
+        played = view(*rounds, tasks=(landed("r001-01"),), sweep=newest)
+        if number < 4:
+            assert next_steps(played) == [RunIteration(key(number, "fix"), 1)]
+            rounds.append(planned(number, planner="fix", sweep=number + 1))
+    assert next_steps(played) == [Finalize(1)]
+    assert fixable_sweep(replace(played, sweep=replace(newest, number=9, last_well=8))) == 9  # well in between: anew
+
+
 def test_the_planner_stops_at_its_last_allowed_iteration():
     rounds = (planned(1, "r001-01"), planned(2, "r002-01", seen=("r001-01",)))
     tasks = (landed("r001-01"), landed("r002-01"))

@@ -164,5 +164,5 @@ def test_without_a_token_nobody_gets_in() -> None:
 def test_the_name_is_one_label_below_localhost_and_says_nothing_of_the_token() -> None:
     assert re.fullmatch(r"longshot-[0-9a-f]{16}\.localhost", NAME)
     assert TOKEN not in NAME
-    assert NAME != host_name("another")
+    assert host_name("another") != NAME
     assert NAME not in str(decide(WebRequest("http", "GET", "/", headers={"host": "127.0.0.1:1"}), TOKEN, HOSTS))

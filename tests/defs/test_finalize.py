@@ -20,6 +20,7 @@ from longshot_dagster.core.models import (
     Verdict,
 )
 from longshot_dagster.defs.finalize import finalize
+from longshot_dagster.defs.iteration import sweep_main
 
 FIX_1 = IterationKey(BUILD, "fix", 1)
 
@@ -107,6 +108,40 @@ def test_a_finalization_repeated_after_its_report_only_finishes(home: Home) -> N
     first = finalize(tools, 1, lambda: False)
     assert finalize(ScriptedTools(home, BUILD), 1, lambda: False) == first
     assert len(script.swept) == 1
+
+
+def test_a_build_paused_between_its_report_and_its_end_finishes_once_resumed(home: Home) -> None:
+    tools = drained(home, Script())
+    finalize(tools, 1, lambda: False)
+    for phase in (BuildPhase.PAUSED, BuildPhase.RUNNING):
+        tools.ledger.update_state(lambda s, p=phase: s.model_copy(update={"phase": p, "verdict": None}))  # type: ignore[misc]
+    finalize(ScriptedTools(home, BUILD), 1, lambda: False)
+    assert (fresh(home).state().phase, fresh(home).state().verdict) == (BuildPhase.FINISHED, Verdict.GREEN)
+
+
+def test_without_finalization_a_red_sweep_of_the_last_commit_is_not_forgotten(home: Home) -> None:
+    tools = drained(home, Script(check=CheckStatus.RED), finalization_enabled=False)
+    sweep_main(tools, "root.002", lambda: False)
+    report = finalize(tools, 1, lambda: False)
+    assert report is not None
+    assert (report.verdict, report.sweep) == (Verdict.RED, 1)
+
+
+def test_what_was_removed_from_the_branch_after_it_landed_is_left_over(home: Home) -> None:
+    class Mirror(ScriptedTools):
+        def commits_since(self, base: str, head: str) -> frozenset[str]:
+            return frozenset({"b" * 40})
+
+    drained(home, Script())
+    tools = Mirror(home, BUILD)
+    landing = tools.ledger.landing("r001-01")
+    assert landing is not None
+    tools.ledger.save_landing(landing.model_copy(update={"commits": ("a" * 40,)}))
+    report = finalize(tools, 1, lambda: False)
+    assert report is not None
+    assert (report.verdict, [left.task for left in report.leftovers]) == (Verdict.LEFTOVERS, ["r001-01"])
+    assert "removed from the branch" in report.leftovers[0].reason
+    assert report.landed == 0
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,18 @@
 """One planning round through the real executor, the real ledger and scripted model, sandboxes and git."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import dagster as dg
 import pytest
-from dagster_doubles import BUILD, Script, begin, definitions, fresh
+from dagster_doubles import BUILD, Script, ScriptedTools, begin, definitions, fresh
 
 from longshot_dagster.adapters.home import Home
 from longshot_dagster.core.errors import BudgetExhausted, ModelUnavailable
 from longshot_dagster.core.ids import IterationKey
 from longshot_dagster.core.lifecycle import Finalize, RunIteration, next_steps
-from longshot_dagster.core.models import BuildPhase, CheckStatus, HandoffStatus, LandingState
+from longshot_dagster.core.models import BuildPhase, CheckStatus, HandoffStatus, LandingOutcome, LandingState, Sweep
+from longshot_dagster.defs.iteration import sweep_main
 
 FIRST = IterationKey(BUILD, "root", 1)
 
@@ -115,16 +117,29 @@ def test_a_repeated_run_asks_nobody_again(instance: dg.DagsterInstance, home: Ho
 def test_a_worker_without_a_model_pauses_the_build_and_leaves_its_task_unfinished(
     instance: dg.DagsterInstance, home: Home, error: Exception
 ) -> None:
-    script = Script(plans={"root.001": ["a.py", "b.py"]}, worker_raises={"r001-02": error})
+    instance.event_log_storage.set_concurrency_slots("sandbox", 1)  # one after the other
+    script = Script(plans={"root.001": ["a.py", "b.py", "c.py"]}, worker_raises={"r001-02": error})
     begin(home, script)
     result = run(instance, home)
     assert not result.success
-    assert failures(result) == [str(error)]
+    assert failures(result) == [str(error), f"not begun, because the build is paused: {error}"]
+    assert script.worked == ["r001-01", "r001-02"]
     ledger = fresh(home)
     assert (ledger.state().phase, ledger.state().reason) == (BuildPhase.PAUSED, str(error))
     assert ledger.handoff("r001-01") and not ledger.handoff("r001-02")
     assert ledger.failure(FIRST) is not None
     assert next_steps(ledger.view()) == []
+
+
+def test_a_run_that_was_queued_when_its_build_was_paused_asks_no_model(
+    instance: dg.DagsterInstance, home: Home
+) -> None:
+    script = Script(plans={"root.001": ["a.py"]})
+    begin(home, script).update_state(lambda s: s.moved(BuildPhase.PAUSED, "interrupted by Ctrl-C"))
+    assert not run(instance, home, **{"longshot/build": BUILD, "longshot/attempt": "1"}).success
+    assert (script.planned, fresh(home).state().reason) == ([], "interrupted by Ctrl-C")
+    failure = fresh(home).failure(FIRST)
+    assert failure is not None and failure.attempt == 1  # so that a resume gives it a new one
 
 
 def test_a_planner_that_is_not_understood_pauses_in_one_line(instance: dg.DagsterInstance, home: Home) -> None:
@@ -201,7 +216,6 @@ def test_a_landing_that_supersedes_another_task_renews_that_tasks_record(
 
 
 def test_the_guard_names_the_task_whose_documents_are_gone(home: Home) -> None:
-    from dagster_doubles import ScriptedTools
 
     from longshot_dagster.core.errors import IncompleteIteration
     from longshot_dagster.defs.iteration import complete
@@ -224,3 +238,43 @@ def test_main_is_not_swept_again_while_nothing_lands(instance: dg.DagsterInstanc
     assert len(script.swept) == 1
     metrics = fresh(home).metrics(second)
     assert metrics is not None and metrics.health == "green"
+
+
+def test_a_sweep_that_began_while_a_branch_was_being_pushed_is_not_the_last_word(home: Home) -> None:
+    script = Script()
+    begin(home, script)
+    tools = ScriptedTools(home, BUILD)
+    before = sweep_main(tools, "root.001", lambda: False)
+    dated = LandingOutcome(task="r001-01", state=LandingState.LANDED, history=((LandingState.LANDED, 1.0),))
+    script.landed.append("r001-01")  # pushed after the sweep began, though dated before
+    tools.ledger.save_landing(dated)
+    after = sweep_main(tools, "root.002", lambda: False)
+    assert before.head != after.head == tools.fetch()
+
+
+def test_a_sweep_that_could_not_run_is_tried_again(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin(home, Script())
+    tools = ScriptedTools(home, BUILD)
+    with monkeypatch.context() as broken:
+        broken.setattr(
+            tools,
+            "sweep",
+            lambda head, n, *_: Sweep(number=n, head=head, error="the disk is full", started_at=1, ended_at=2),
+        )
+        assert sweep_main(tools, "root.001", lambda: False).red
+    assert sweep_main(tools, "root.002", lambda: False).green
+
+
+def test_two_runs_of_one_iteration_ask_the_planner_once(instance: dg.DagsterInstance, home: Home) -> None:
+    script = Script(plans={"root.001": ["a.py"]})
+    ledger = begin(home, script)
+    with ThreadPoolExecutor(1) as pool:
+        with ledger.lock(f"planning-{FIRST.short}"):  # as the other run holds it while its planner is asked
+            late = pool.submit(run, instance, home)
+            tools = ScriptedTools(home, BUILD)
+            plan = tools.plan(FIRST, tools.repo_state(tools.fetch()), ledger.view())
+            with pytest.raises(TimeoutError):
+                late.result(timeout=1.5)
+            ledger.freeze_plan(FIRST, plan)
+        assert late.result(timeout=60).success
+    assert script.planned == ["root.001"]

@@ -118,12 +118,21 @@ def test_a_paused_or_finished_build_is_left_alone(phase: BuildPhase, home: Home,
         assert keys(tick(sensor, home, instance)) == []
 
 
-def test_a_broken_ledger_stops_its_own_build_only(home: Home, instance: dg.DagsterInstance) -> None:
+@pytest.mark.parametrize("what", ["request.json", "state.json", "iterations/strange"])
+def test_a_broken_ledger_stops_its_own_build_only(what: str, home: Home, instance: dg.DagsterInstance) -> None:
     begin(home, Script())
     broken = home.builds / "broken-0001"
-    broken.mkdir()
-    (broken / "request.json").write_text("{}", encoding="utf-8")
+    (broken / what).parent.mkdir(parents=True)
+    (broken / "request.json").write_bytes((home.builds / BUILD / "request.json").read_bytes())
+    if what.endswith(".json"):
+        (broken / what).write_text('{"phase": "of a later version"}', encoding="utf-8")
+    else:
+        (broken / what).mkdir()
     assert keys(tick(sensors.replan, home, instance)) == [f"{ROOT_1}#1"]
+    ended(instance, dg.DagsterRunStatus.FAILURE, **{"longshot/build": broken.name})
+    ended(instance, dg.DagsterRunStatus.FAILURE)
+    tick(sensors.failed_runs, home, instance)
+    assert fresh(home).state().phase is BuildPhase.PAUSED
 
 
 def test_a_subplanner_that_is_done_hands_in_its_task(home: Home, instance: dg.DagsterInstance) -> None:

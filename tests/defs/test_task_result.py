@@ -7,9 +7,10 @@ import pytest
 from dagster_doubles import BUILD, Script, ScriptedTools, begin, fresh
 
 from longshot_dagster.adapters.home import Home
+from longshot_dagster.core.errors import ModelUnavailable, RepositoryError, WrongUse
 from longshot_dagster.core.ids import IterationKey
-from longshot_dagster.core.models import Handoff, HandoffStatus, LandingOutcome, LandingState
-from longshot_dagster.defs.task_result import deed
+from longshot_dagster.core.models import Handoff, HandoffStatus, LandingOutcome, LandingState, Task
+from longshot_dagster.defs.task_result import deed, redo
 
 FIRST = IterationKey(BUILD, "root", 1)
 TASK = "r001-01"
@@ -85,6 +86,48 @@ def test_a_conflict_is_tried_again_once_main_has_moved(home: Home, instance: dg.
     script.conflicts = frozenset()
     assert materialize(instance, home).success
     assert (script.worked, script.landed) == ([TASK], [TASK])
+
+
+def test_a_task_that_cannot_be_worked_on_again_keeps_what_it_had(home: Home, instance: dg.DagsterInstance) -> None:
+    script = Script(statuses={TASK: HandoffStatus.FAILED})
+    planned(home, script)
+    materialize(instance, home)
+    script.worker_raises = {TASK: ModelUnavailable("down")}
+    assert not materialize(instance, home, again=True).success
+    handoff, landing = fresh(home).handoff(TASK), fresh(home).landing(TASK)
+    assert handoff is not None and landing is not None
+    assert (handoff.status, landing.state) == (HandoffStatus.FAILED, LandingState.WITHHELD)
+    script.worker_raises, script.statuses = {}, {}
+    assert materialize(instance, home, again=True).success
+    assert script.landed == [TASK]
+
+
+def test_a_landing_by_hand_that_fails_leaves_nothing_queued(home: Home) -> None:
+    class Unreachable(ScriptedTools):
+        def land(self, task: Task) -> LandingOutcome:
+            raise RepositoryError("no route to host")
+
+    script = Script(conflicts=frozenset({TASK}))
+    tools = planned(home, script)
+    tools.run(tools.ledger.existing_task(TASK), lambda: False)
+    tools.land(tools.ledger.existing_task(TASK))
+    with pytest.raises(RepositoryError):
+        redo(Unreachable(home, BUILD), TASK, False, lambda: False)
+    landing = fresh(home).landing(TASK)
+    assert landing is not None
+    assert (landing.state, landing.reason) == (
+        LandingState.WITHHELD,
+        "landing it again failed: no route to host",
+    )
+
+
+def test_what_has_landed_meanwhile_is_not_set_aside(home: Home) -> None:
+    tools = planned(home, Script())
+    task = tools.ledger.existing_task(TASK)
+    tools.run(task, lambda: False)
+    tools.land(task)
+    with pytest.raises(WrongUse, match="has landed meanwhile"):
+        tools.ledger.forget_work(TASK)
 
 
 COMPLETE = Handoff(task_id=TASK, status=HandoffStatus.COMPLETE, summary="")
