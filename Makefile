@@ -53,8 +53,9 @@ types: $(STAMP) ## mypy, strict
 walls: $(STAMP) ## which room may import which
 	@$(BIN)/lint-imports
 
+# File by file: what a file's tests share, such as a whole running stack, is made once.
 pytest: $(STAMP) ## the tests alone
-	@$(BIN)/pytest -n auto --dist loadgroup
+	@$(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
 
 clean: ## remove the virtual environment and caches
 	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -35,8 +35,6 @@ LEFT_LYING = (
     "sandbox/longshot_worker/__pycache__/relay.cpython-311.pyc",
 )
 
-pytestmark = pytest.mark.xdist_group("packaging")
-
 
 @dataclass(frozen=True)
 class Built:

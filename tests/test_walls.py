@@ -29,7 +29,9 @@ def test_core_imports_where_nothing_but_pydantic_is_installed():
 def test_adapters_import_without_dagster_and_load_nothing_heavy():
     imports = "; ".join(f"import {m}" for m in _modules(ROOT / "longshot_dagster" / "adapters"))
     heavy = [m for m in HEAVY if m not in ("git", "aiohttp")]
-    loaded = _python(f"import sys; sys.modules['dagster'] = None; {imports}; print([m for m in {heavy} if sys.modules.get(m)])")
+    loaded = _python(
+        f"import sys; sys.modules['dagster'] = None; {imports}; print([m for m in {heavy} if sys.modules.get(m)])"
+    )
     assert loaded == "[]"
 
 

@@ -22,6 +22,7 @@ PARTITION_TAG = "dagster/partition"
 _STACK_EVERY = 5.0
 _TOKENS_EVERY = 1.0
 _END_RUNS_SECONDS = 8.0
+_LAST_RUN_SECONDS = 30.0
 
 
 def follow(home: Home, build: str, api: DagsterApi, *, stays: bool = True) -> int:
@@ -35,6 +36,8 @@ def follow(home: Home, build: str, api: DagsterApi, *, stays: bool = True) -> in
             interrupt(ledger, api)
         say(f"interrupted; to go on: longshot resume {build}")
         return EXIT_INTERRUPTED
+    if not stays:
+        let_runs_end(build, api)
     return conclude(home, ledger, stays=stays)
 
 
@@ -70,6 +73,14 @@ def interrupt(ledger: BuildLedger, api: DagsterApi) -> None:
         while (left := runs_of(api, ledger.build)) and time.monotonic() < deadline:
             time.sleep(0.2)
         api.terminate([r.id for r in left], now=True)
+
+
+def let_runs_end(build: str, api: DagsterApi) -> None:
+    """Wait until Dagster has written down the build's last run: its report is there a moment before the run's end is."""
+    deadline = time.monotonic() + _LAST_RUN_SECONDS
+    with contextlib.suppress(LongshotError):
+        while runs_of(api, build) and time.monotonic() < deadline:
+            time.sleep(0.2)
 
 
 def pause(ledger: BuildLedger, reason: str) -> None:

@@ -8,7 +8,7 @@ from longshot_dagster.adapters.dagster_api import ActiveRun, DagsterApi
 from longshot_dagster.adapters.gateway_client import Gateway
 from longshot_dagster.adapters.home import Home
 from longshot_dagster.adapters.ledger import BuildLedger, Ledger
-from longshot_dagster.cli.following import PARTITION_TAG, conclude, follow, interruptible, runs_of
+from longshot_dagster.cli.following import PARTITION_TAG, conclude, follow, interruptible, pause, runs_of
 from longshot_dagster.cli.terminal import say
 from longshot_dagster.core.errors import WrongUse
 from longshot_dagster.core.lifecycle import BuildView, IterationStatus
@@ -39,10 +39,20 @@ def resume(build: str, max_tokens: str | None) -> int:
             say=say,
         )
         api = stack.api(home, info)
+        pause_if_idle(ledger, api)
         if ledger.state().phase is BuildPhase.PAUSED:
             wake(home, ledger, api)
             say(f"{build} goes on")
         return follow(home, build, api)
+
+
+def pause_if_idle(ledger: BuildLedger, api: DagsterApi) -> None:
+    """A build under way without a run may have lost one for good (deleted or ended by hand in the UI): it is woken, too.
+
+    Had the sensors been about to start one, there would be two of the same iteration, which do its work once.
+    """
+    if not runs_of(api, ledger.build):
+        pause(ledger, "no run of it was there")
 
 
 def wake(home: Home, ledger: BuildLedger, api: DagsterApi) -> None:

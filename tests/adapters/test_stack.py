@@ -26,7 +26,7 @@ from longshot_dagster.adapters.ui_access import UiAccess
 from longshot_dagster.core.errors import LongshotError
 
 # One stack for all of them, in this order: the last test kills it.
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("stack")]
+pytestmark = pytest.mark.e2e
 
 LAUNCH = (
     'mutation{launchRun(executionParams:{selector:{repositoryLocationName:"longshot",repositoryName:"__repository__",'

@@ -22,8 +22,6 @@ from longshot_dagster.core.usage import REHEARSAL_MODEL as MODEL
 from longshot_dagster.testing.script import Script
 from longshot_dagster.testing.scripted_model import ScriptedModel
 
-pytestmark = pytest.mark.xdist_group("starting")  # they share one gateway
-
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:

@@ -1,6 +1,12 @@
 """What `longshot resume` changes in a paused build: a new attempt for whatever stands still, nothing else."""
 
-from longshot_dagster.cli.resuming import woken
+from pathlib import Path
+
+import pytest
+
+from longshot_dagster.adapters.dagster_api import ActiveRun, DagsterApi
+from longshot_dagster.adapters.ledger import Ledger
+from longshot_dagster.cli.resuming import pause_if_idle, woken
 from longshot_dagster.core.ids import IterationKey
 from longshot_dagster.core.lifecycle import BuildView, IterationStatus, IterationView
 from longshot_dagster.core.models import BuildPhase, BuildState
@@ -37,3 +43,29 @@ def test_the_finalization_that_was_under_way_is_the_one_that_is_repeated() -> No
 def test_a_build_that_somebody_else_has_woken_is_left_alone() -> None:
     running = BuildState()
     assert woken(running, view(IterationStatus.FAILED), set()) is running
+
+
+class Runs(DagsterApi):
+    def __init__(self, *partitions: str) -> None:
+        self.partitions = partitions
+
+    def active(self) -> list[ActiveRun]:
+        return [ActiveRun(p, "STARTED", "planning_iteration", {"dagster/partition": p}) for p in self.partitions]
+
+
+@pytest.mark.parametrize(
+    ("runs", "phase", "expected"),
+    [
+        ((), BuildPhase.RUNNING, BuildPhase.PAUSED),
+        ((), BuildPhase.FINALIZING, BuildPhase.PAUSED),
+        (("b.root.001",), BuildPhase.RUNNING, BuildPhase.RUNNING),
+        (("other.root.001",), BuildPhase.RUNNING, BuildPhase.PAUSED),
+    ],
+)
+def test_a_build_under_way_that_has_no_run_is_begun_anew(
+    tmp_path: Path, runs: tuple[str, ...], phase: BuildPhase, expected: BuildPhase
+) -> None:
+    ledger = Ledger(tmp_path).build("b")
+    ledger.update_state(lambda s: s.model_copy(update={"phase": phase}))
+    pause_if_idle(ledger, Runs(*runs))
+    assert ledger.state().phase is expected

@@ -19,7 +19,7 @@ from longshot_dagster.adapters.ledger import Ledger
 from longshot_dagster.core.models import BuildPhase, LandingState, Verdict
 from longshot_dagster.testing.script import Fault
 
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e"), pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 
 _ASSETS = """
 query Assets { assetNodes { assetKey { path } partitionKeys dependencyKeys { path } } }"""
