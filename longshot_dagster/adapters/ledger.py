@@ -128,8 +128,10 @@ class BuildLedger:
     def update_state(self, change: Callable[[BuildState], BuildState]) -> BuildState:
         """Apply `change` to the newest state under the build's lock."""
         with self.lock("state"):
-            state = change(self.state())
-            self._write("state.json", state)
+            before = self.state()
+            state = change(before)
+            if state != before:  # a sensor notes the newest failed run at every tick
+                self._write("state.json", state)
             return state
 
     def report(self) -> BuildReport | None:

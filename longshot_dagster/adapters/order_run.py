@@ -28,7 +28,7 @@ from longshot_dagster.core.settings import Settings
 from longshot_dagster.core.working import read_result
 
 RETRIES = 2
-_BACK_OFF_S = 2.0
+BACK_OFF_S = 2.0
 _SALVAGE_S = 90.0
 _MARGIN_S = 600  # of a sandbox's lifetime, for what comes before and after the work
 _WORKER = Path(contract.WORKER)
@@ -114,7 +114,7 @@ def retried(once: Callable[[int], T], failed: Callable[[str], T], clock: Clock, 
         except (SandboxError, RepositoryError, OSError) as e:
             if attempt > RETRIES:
                 return failed(f"{e} (tried {attempt} times)")
-            clock.sleep(_BACK_OFF_S * 2 ** (attempt - 1))
+            clock.sleep(BACK_OFF_S * 2 ** (attempt - 1))
             if cancelled():
                 raise Cancelled("cancelled between two attempts") from e
     raise AssertionError("unreachable: the last attempt returns")

@@ -8,13 +8,21 @@ from typing import Protocol
 
 from longshot_dagster.adapters.exclusive import claim
 from longshot_dagster.adapters.ledger import BuildLedger
-from longshot_dagster.adapters.order_run import Delivery, carry_out, retried, sandbox_for
+from longshot_dagster.adapters.order_run import BACK_OFF_S, RETRIES, Delivery, carry_out, retried, sandbox_for
 from longshot_dagster.adapters.providers import not_enforced
 from longshot_dagster.adapters.shipped import prompt
 from longshot_dagster.core import contract
 from longshot_dagster.core.clock import Clock
 from longshot_dagster.core.contract import WorkResult
-from longshot_dagster.core.errors import BudgetExhausted, Cancelled, HostileBundle, LongshotError, ModelUnavailable
+from longshot_dagster.core.errors import (
+    BudgetExhausted,
+    BuildPaused,
+    Cancelled,
+    HostileBundle,
+    LongshotError,
+    ModelUnavailable,
+    RepositoryError,
+)
 from longshot_dagster.core.models import MAX_DIFF, MAX_PATH, BuildRequest, Handoff, HandoffMetrics, Task, WorkerRun
 from longshot_dagster.core.sandbox import SandboxProvider
 from longshot_dagster.core.working import (
@@ -111,7 +119,7 @@ class WorkerRunner:
     def run(self, task: Task, cancelled: Callable[[], bool]) -> Handoff:
         """The task's handoff, from the ledger or from a sandbox. Infrastructure trouble becomes a `failed` handoff.
 
-        Raises Cancelled, ModelUnavailable and BudgetExhausted, and then the task stays unfinished.
+        Raises Cancelled and BuildPaused (model, budget, repository out of reach), and then the task stays unfinished.
         """
         if handoff := self._ledger.handoff(task.id):
             return handoff
@@ -147,7 +155,7 @@ class WorkerRunner:
             raise Cancelled(f"cancelled before {task.id} was worked on")
         build, settings = self._request.build, self._request.settings
         started_at, began = self._clock.now(), self._clock.monotonic()
-        base = self._mirror.fetch()
+        base = self._fresh_base()
         order = work_order(task, self._request, base, prompt("worker"))
         # As it is now: `longshot resume --max-tokens` may have raised it while this process lives.
         budget = self._ledger.request().settings.max_tokens_per_build
@@ -165,6 +173,17 @@ class WorkerRunner:
                 self._gateway.close(build, task.id)
         self._ledger.save_transcript(task.id, delivery.transcript)
         return self._record(task, attempt, delivery)
+
+    def _fresh_base(self) -> str:
+        """Main as it is now. A repository that cannot be reached is nobody's failed task: the build waits for it."""
+        for attempt in range(RETRIES):
+            with contextlib.suppress(RepositoryError):
+                return self._mirror.fetch()
+            self._clock.sleep(BACK_OFF_S * 2**attempt)
+        try:
+            return self._mirror.fetch()
+        except RepositoryError as e:
+            raise BuildPaused(f"{e}; longshot resume {self._request.build}") from e
 
     def _record(self, task: Task, attempt: _Attempt, delivery: Delivery) -> Handoff:
         """Decide what the delivery is worth, and write run and handoff, in that order."""

@@ -137,6 +137,7 @@ def _task(
 ) -> Task:
     name = ids.task_id(key, position)
     paths = tuple(planned.scope)
+    replaces = tuple(dict.fromkeys(r for r in planned.replaces if r in unlanded))
     return Task(
         id=name,
         build=request.build,
@@ -149,8 +150,9 @@ def _task(
         priority=planned.priority,
         branch=branch_of(request, name),
         # A task's own depth is that of its planner plus one, and names leave room for two subplanners above a worker.
-        delegated=kind is TaskKind.PLAN and should_delegate(paths, ids.depth(name) + 1),
-        replaces=tuple(dict.fromkeys(r for r in planned.replaces if r in unlanded)),
+        # What redoes other tasks is one worker's: they are superseded when its branch lands, and a parent has none.
+        delegated=kind is TaskKind.PLAN and not replaces and should_delegate(paths, ids.depth(name) + 1),
+        replaces=replaces,
     )
 
 

@@ -56,7 +56,7 @@ def make_report(
     health, reason = _health(sweep, head)
     if health == "red":
         verdict = Verdict.RED
-    elif left or (health == "unchecked" and not _offers_no_checks(sweep, head)):
+    elif left or health == "unchecked":
         verdict = Verdict.LEFTOVERS
     else:
         verdict = Verdict.GREEN
@@ -157,12 +157,8 @@ def _health(sweep: Sweep | None, head: str) -> tuple[Health, str]:
     return "green", ""
 
 
-def _offers_no_checks(sweep: Sweep | None, head: str) -> bool:
-    return sweep is not None and sweep.head == head and not sweep.checked and not sweep.red
-
-
 def exit_code(state: BuildState, report: BuildReport | None) -> int:
-    """0 green, 3 green with leftovers, 4 red, 5 paused, 130 for a build that has not ended."""
+    """0 green, 3 leftovers or nothing to check, 4 red, 5 paused, 130 for a build that has not ended."""
     if state.phase is BuildPhase.PAUSED:
         return EXIT_PAUSED
     if state.phase is BuildPhase.FINISHED and report is not None:

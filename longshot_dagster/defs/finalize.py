@@ -6,7 +6,7 @@ from typing import Any
 import dagster as dg
 
 from longshot_dagster.adapters.ledger import BuildLedger
-from longshot_dagster.core.errors import Cancelled, LongshotError
+from longshot_dagster.core.errors import Cancelled, LongshotError, SandboxError
 from longshot_dagster.core.finalizing import AskForFixes, WorkLeft, outcome, work_left
 from longshot_dagster.core.models import BuildPhase, BuildReport, BuildState, LandingOutcome, LandingState, Sweep
 from longshot_dagster.core.report import make_report, report_markdown
@@ -83,6 +83,8 @@ def finalize(tools: BuildTools, number: int, cancelled: Callable[[], bool]) -> B
     sweep = None
     if tools.request.settings.finalization_enabled:
         sweep = sweep_main(tools, finalization_name(number), cancelled)
+        if sweep.error:  # the sandbox's trouble, not main's: no model can mend it
+            raise SandboxError(f"main could not be checked: {sweep.error}; longshot resume {ledger.build}")
     ended = outcome(ledger.view(), number, sweep)
     if isinstance(ended, WorkLeft | AskForFixes):
         _back_to_work(ledger, ended, number)

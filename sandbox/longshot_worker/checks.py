@@ -16,6 +16,7 @@ from longshot_worker import commands
 NAMES = ("install", "compile", "types", "lint", "test")
 KEEP = 20_000
 _NO_TESTS_COLLECTED = 5  # exit code of pytest, and of unittest since 3.12
+_NOT_FOUND = 127  # bash: command not found
 _PLACEHOLDER = "no test specified"  # what `npm init` writes
 _SKIP_DIRECTORIES = {".git", "node_modules", ".venv", "venv", "dist", "build", "target", "__pycache__"}
 
@@ -85,7 +86,8 @@ def against_base(
 
 
 def detect(path: str) -> dict[str, str]:
-    """Commands by check. A Makefile's own targets win; then the language's usual ones, as far as their tools are here."""
+    """Commands by check. A Makefile's own targets win; then the language's usual ones. A tool that is
+    not in the sandbox makes its check red, which says more than a check that is silently left out."""
     found: dict[str, str] = {}
     for detector in (_makefile, _npm, _python, _cargo, _go):
         for name, command in detector(path).items():
@@ -116,6 +118,8 @@ def _run(name: str, command: str, path: str, timeout_s: float) -> Check:
         output += (
             "\n[the sandbox has no network: SANDBOX_NETWORK=none; with SANDBOX_NETWORK=open it could be installed]"
         )
+    if status == "red" and ran.code == _NOT_FOUND:
+        output += f"\n[a command is missing in the sandbox; CHECK_{name.upper()}=none leaves this check out]"
     return Check(name, command[:2_000], status, ran.code, output[-KEEP:], int(ran.duration_s * 1000))
 
 
@@ -134,7 +138,7 @@ _OFFLINE = {
 
 def _makefile(path: str) -> dict[str, str]:
     text = next((t for n in ("GNUmakefile", "makefile", "Makefile") if (t := _read(path, n))), "")
-    if not text or not shutil.which("make"):
+    if not text:
         return {}
     targets = set(re.findall(r"^([A-Za-z0-9_.-]+)\s*:(?!=)", text, re.M))
     wanted = {"compile": ("compile", "build"), "types": ("typecheck", "types"), "lint": ("lint",), "test": ("test",)}
@@ -143,7 +147,7 @@ def _makefile(path: str) -> dict[str, str]:
 
 def _npm(path: str) -> dict[str, str]:
     package = _json(path, "package.json")
-    if package is None or not shutil.which("npm"):
+    if package is None:
         return {}
     scripts = package.get("scripts")
     scripts = {k: v for k, v in scripts.items() if isinstance(v, str)} if isinstance(scripts, dict) else {}
@@ -191,14 +195,14 @@ def _unittest(path: str) -> str:
 
 
 def _cargo(path: str) -> dict[str, str]:
-    if not _read(path, "Cargo.toml") or not shutil.which("cargo"):
+    if not _read(path, "Cargo.toml"):
         return {}
     found = {"compile": "cargo build --all-targets", "test": "cargo test"}
     return {**found, "lint": "cargo clippy --all-targets -- -D warnings"} if shutil.which("cargo-clippy") else found
 
 
 def _go(path: str) -> dict[str, str]:
-    if not _read(path, "go.mod") or not shutil.which("go"):
+    if not _read(path, "go.mod"):
         return {}
     return {"compile": "go build ./...", "lint": "go vet ./...", "test": "go test ./..."}
 
