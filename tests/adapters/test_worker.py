@@ -19,7 +19,14 @@ from longshot_dagster.adapters import order_run
 from longshot_dagster.adapters.sandbox_local import LocalProvider, LocalSandbox
 from longshot_dagster.core import contract
 from longshot_dagster.core.display import display
-from longshot_dagster.core.errors import BudgetExhausted, Cancelled, ModelUnavailable, SandboxError, SandboxGone
+from longshot_dagster.core.errors import (
+    BudgetExhausted,
+    BuildPaused,
+    Cancelled,
+    ModelUnavailable,
+    SandboxError,
+    SandboxGone,
+)
 from longshot_dagster.core.models import CheckName, CheckStatus, HandoffStatus
 from longshot_dagster.core.sandbox import SandboxSpec
 from longshot_dagster.core.settings import Isolation
@@ -345,6 +352,15 @@ def test_a_gateway_that_is_gone_pauses(tmp_path: Path, socket: Path) -> None:
     build.gateway.gone = True
     with pytest.raises(ModelUnavailable):
         build.work()
+
+
+def test_a_repository_out_of_reach_pauses_the_build_and_fails_no_task(tmp_path: Path, socket: Path) -> None:
+    build = Build(tmp_path, socket, [done()])
+    Path(build.request.target.url).rename(tmp_path / "elsewhere.git")
+    with pytest.raises(BuildPaused, match=f"longshot resume {BUILD}"):
+        build.work()
+    assert build.clock.slept == [2.0, 4.0]
+    assert build.ledger.handoff("r001-01") is None
 
 
 def test_retries_know_what_may_pass() -> None:

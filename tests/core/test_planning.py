@@ -206,6 +206,12 @@ def test_names_branches_and_delegation_are_ours():
     assert (large.id, large.delegated, large.priority) == ("r002-02", True, 1)
 
 
+def test_what_redoes_another_task_goes_to_one_worker_because_only_a_landing_supersedes():
+    reply = PlanReply(tasks=[planned(["a", "b", "c", "d"], replaces=["r001-01"])])
+    [again] = plan_tasks(reply, IterationKey(BUILD, "root", 2), REQUEST, None, {"r001-01"})
+    assert (again.delegated, again.replaces) == (False, ("r001-01",))
+
+
 @pytest.mark.parametrize(("planner", "delegated"), [("root", True), ("r001-01", True), ("r001-01-001-01", False)])
 def test_delegation_ends_where_names_do(planner, delegated):
     reply = PlanReply(tasks=[planned(["a", "b", "c", "d"])])

@@ -7,6 +7,7 @@ import pytest
 from dagster_doubles import BUILD, Script, ScriptedTools, begin, fresh
 
 from longshot_dagster.adapters.home import Home
+from longshot_dagster.core.errors import SandboxError
 from longshot_dagster.core.finalizing import AskForFixes, Report, outcome
 from longshot_dagster.core.ids import IterationKey
 from longshot_dagster.core.lifecycle import BuildView, IterationStatus, IterationView, RunIteration, next_steps
@@ -80,6 +81,15 @@ def test_a_red_main_that_fixing_did_not_move_is_not_tried_for_ever(home: Home) -
     iterate(tools, FIX_1, sweep=1)
     report = finalize(tools, 2, lambda: False)
     assert report is not None and report.verdict is Verdict.RED
+
+
+def test_a_sweep_that_cannot_run_is_nobodys_red_main(home: Home) -> None:
+    tools = drained(home, Script())
+    broken = Sweep(number=1, head=tools.fetch(), error="no sandbox", started_at=1, ended_at=2)
+    tools.sweep = lambda *_: broken  # type: ignore[method-assign]
+    with pytest.raises(SandboxError, match="could not be checked: no sandbox"):
+        finalize(tools, 1, lambda: False)
+    assert tools.ledger.report() is None
 
 
 def test_what_draining_leaves_to_do_is_done_before_the_sweep(home: Home) -> None:

@@ -122,6 +122,14 @@ def test_no_tests_collected_is_skipped_not_red(tmp_path: Path) -> None:
     assert found.status == "skipped"
 
 
+def test_a_project_whose_tool_is_not_in_the_sandbox_is_red_and_says_so(tmp_path: Path) -> None:
+    path = project(tmp_path, {"Makefile": "test:\n\ttrue\n"})
+    assert detect(path) == {"test": "make test"}
+    (found,) = run_all(path, {"test": "no-such-tool test"}, 20, time.monotonic() + 20, only={"test"})
+    assert found.status == "red"
+    assert "CHECK_TEST=none" in found.output
+
+
 def test_an_install_without_network_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LONGSHOT_NETWORK", "none")
     order = {"install": "echo offline=$npm_config_offline; exit 1"}
