@@ -7,6 +7,7 @@ import pytest
 from repositories import BUILD, World, bare, files_at, git
 
 from longshot_dagster.adapters.checkpoint import Checkpoint
+from longshot_dagster.core.models import HandoffStatus
 from longshot_dagster.core.settings import Settings
 
 REF = f"refs/longshot/{BUILD}"
@@ -52,7 +53,10 @@ def test_checkpoints_follow_each_other_and_match_the_ledger(world):
 
 
 def test_what_was_set_aside_leaves_the_checkpoint(world):
-    land(world, "r001-01", "2\n")
+    task = world.task("r001-01", ("a.py",))
+    world.plan(task)
+    world.worked(task, {"a.py": "2\n"}, status=HandoffStatus.PARTIAL)
+    assert world.queue().land(task).state == "withheld"
     world.ledger.forget_work("r001-01")
     assert world.queue().checkpoint() is None
     names = set(files_at(world.origin, REF))
