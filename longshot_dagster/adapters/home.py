@@ -1,5 +1,6 @@
 """Where everything of one installation lives: `LONGSHOT_HOME`, by default `~/.longshot`."""
 
+import contextlib
 import hashlib
 import os
 import stat
@@ -60,6 +61,13 @@ class Home:
     @property
     def ui(self) -> Path:
         return self._folder("ui")
+
+    def leave_runtime(self) -> None:
+        """Remove the folder of sockets once nothing serves one there any more; what is still in use stays."""
+        with contextlib.suppress(OSError):
+            for folder in (self.runtime / "t", self.runtime):
+                if folder.exists():
+                    folder.rmdir()
 
     def _folder(self, name: str) -> Path:
         """Raises WrongUse when it cannot be made, or when somebody else could have put things into it."""

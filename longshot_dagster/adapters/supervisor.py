@@ -262,6 +262,8 @@ class Supervisor:
         processes.kill(processes.carrying(STACK_MARK, self._mark))
         with contextlib.suppress(LongshotError):
             self._gateway.stop()
+        self._socket.unlink(missing_ok=True)
+        self._home.leave_runtime()
 
     def _end_runs(self, api: DagsterApi) -> None:
         deadline = time.monotonic() + RUNS_END_SECONDS

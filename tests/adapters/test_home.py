@@ -57,3 +57,16 @@ def test_a_link_planted_where_the_sockets_go_is_not_followed(short: Path) -> Non
     place.symlink_to(short / "elsewhere")
     with pytest.raises(WrongUse, match="somebody else"):
         _ = home.runtime
+
+
+def test_the_folder_of_sockets_goes_when_nothing_is_served_there(short: Path) -> None:
+    home = Home(short / "home")
+    place = home.runtime
+    (place / "t").mkdir()
+    in_use = place / "gateway.sock"
+    in_use.touch()
+    home.leave_runtime()
+    assert place.exists()
+    in_use.unlink()
+    home.leave_runtime()
+    assert not place.exists()
