@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from longshot_dagster.core.display import display
+from longshot_dagster.core.display import one_line
 from longshot_dagster.core.errors import LongshotError
 from longshot_dagster.core.web_guard import TOKEN_HEADER
 
@@ -195,4 +195,4 @@ def _deepest(chain: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
 
 
 def _line(text: object) -> str:
-    return " ".join(display(text, "plain", 500).split())
+    return one_line(text, 500)

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from longshot_dagster.core.display import display
+from longshot_dagster.core.display import one_line
 from longshot_dagster.core.errors import BudgetExhausted, BuildPaused, ModelUnavailable, PlanUnreadable
 from longshot_dagster.core.refusals import BUDGET_EXHAUSTED, Kind, advice
 from longshot_dagster.core.settings import Settings
@@ -80,7 +80,7 @@ def converse(
     try:
         return Conversation(ModelMessagesTypeAdapter.dump_python(asyncio.run(run()), mode="json"))
     except UnexpectedModelBehavior as e:
-        return Conversation(None, _one_line(str(e)))
+        return Conversation(None, one_line(str(e)))
     except UsageLimitExceeded as e:
         raise PlanUnreadable(
             f"model {settings.llm_model} asked for files without end and gave no plan; check LLM_MODEL, {_resume(build)}"
@@ -211,7 +211,7 @@ def _explained(error: Exception, build: str, settings: Settings) -> BuildPaused:
             f"the gateway to the model does not answer; start it with `longshot up`, {_resume(build)}"
         )
     told = _error_body(error)
-    kind, line = str(told.get("type", "")), _one_line(str(told.get("message", "")))
+    kind, line = str(told.get("type", "")), one_line(str(told.get("message", "")))
     if kind == BUDGET_EXHAUSTED:
         budget = settings.max_tokens_per_build
         return BudgetExhausted(f"MAX_TOKENS_PER_BUILD={budget:,} is spent; start again with more, {_resume(build)}")
@@ -230,7 +230,3 @@ def _error_body(error: "ModelHTTPError") -> dict[str, object]:
 
 def _resume(build: str) -> str:
     return f"then `longshot resume {build}`"
-
-
-def _one_line(text: str) -> str:
-    return " ".join(display(text, "plain", 300).split())

@@ -14,7 +14,7 @@ from longshot_dagster.adapters.mirror import Mirror
 from longshot_dagster.adapters.reading_tools import reading_tools
 from longshot_dagster.adapters.shipped import prompt
 from longshot_dagster.core.clock import Clock
-from longshot_dagster.core.display import display
+from longshot_dagster.core.display import display, one_line
 from longshot_dagster.core.errors import LedgerError, LongshotError, PlanUnreadable
 from longshot_dagster.core.ids import FIX, ROOT, IterationKey
 from longshot_dagster.core.lifecycle import BuildView, fixable_conflicts, fixable_sweep, unseen_handoffs
@@ -256,7 +256,7 @@ class _Check:
     def complaint(self, text: str) -> str:
         """What the model must do better; "" when the answer is taken."""
         self.answers += 1
-        self.beginning = " ".join(display(text, "plain", 120).split())
+        self.beginning = one_line(text, 120)
         last = self.answers > VALIDATION_RETRIES
         found = read_reply(text)
         if found.reply is None:

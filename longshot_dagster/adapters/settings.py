@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from longshot_dagster.adapters.home import Home
-from longshot_dagster.core.display import display
+from longshot_dagster.core.display import display, one_line
 from longshot_dagster.core.endpoints import Endpoint, parse_endpoints
 from longshot_dagster.core.errors import WrongUse
 from longshot_dagster.core.settings import Origin, Settings
@@ -350,7 +350,7 @@ def _unset(value: object) -> bool:
 
 
 def _shown(value: object) -> str:
-    return " ".join(display(value, "plain", 80).split())
+    return one_line(value, 80)
 
 
 def _written(value: object) -> str:

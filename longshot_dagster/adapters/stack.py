@@ -27,7 +27,6 @@ from longshot_dagster.adapters.ui_access import UiAccess
 from longshot_dagster.core.display import display
 from longshot_dagster.core.endpoints import Endpoint, endpoints_to_wire
 from longshot_dagster.core.errors import LedgerError, LongshotError, WrongUse
-from longshot_dagster.core.models import BuildPhase, BuildState
 from longshot_dagster.version import __version__
 
 START_SECONDS = 120
@@ -176,15 +175,10 @@ def pause_builds(home: Home, reason: str) -> list[str]:
     for build in ledger.builds():
         mine = ledger.build(build)
         with contextlib.suppress(LedgerError):  # one that cannot be read keeps no other from being paused
-            if mine.state().phase in (BuildPhase.RUNNING, BuildPhase.FINALIZING):
-                mine.update_state(lambda s: _paused(s, reason))
+            if mine.state().under_way:
+                mine.update_state(lambda state: state.paused(reason))
                 paused.append(build)
     return paused
-
-
-def _paused(state: BuildState, reason: str) -> BuildState:
-    going = state.phase in (BuildPhase.RUNNING, BuildPhase.FINALIZING)
-    return state.moved(BuildPhase.PAUSED, reason) if going else state
 
 
 def tail(log: Path, lines: int = 3) -> str:

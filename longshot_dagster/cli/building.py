@@ -21,6 +21,7 @@ from longshot_dagster.adapters.settings import Resolved
 from longshot_dagster.adapters.starting import check_request, new_build_name
 from longshot_dagster.adapters.targets import resolve_target
 from longshot_dagster.adapters.ui_access import UiAccess
+from longshot_dagster.cli import serving
 from longshot_dagster.cli.following import BUILD_TAG, follow, interrupt, interruptible
 from longshot_dagster.cli.terminal import say
 from longshot_dagster.core import errors
@@ -64,14 +65,7 @@ def build(request: str, *, repo: str | None, land_on: str | None, max_workers: s
             "MAX_WORKERS is 0: tasks wait until the limit of pool `sandbox` is raised in the UI (Deployment, Concurrency)"
         )
     with interruptible():
-        info = stack.ensure(
-            home,
-            endpoints,
-            port=settings.ui_port(os.environ, dotenv),
-            environ=os.environ,
-            dotenv=settings.inheritable(dotenv),
-            say=say,
-        )
+        info = serving.in_background(home, dotenv, endpoints)
         say(f"watch  {UiAccess(home).link(info.port)}")
         return run(home, stack.api(home, info), Order(name, text, repository, land_on, resolved))
 

@@ -13,7 +13,7 @@ from longshot_dagster.adapters.ui_access import UiAccess
 from longshot_dagster.cli.terminal import Progress, progress, say
 from longshot_dagster.cli.watching import BuildWatch
 from longshot_dagster.core.errors import LongshotError
-from longshot_dagster.core.models import BuildPhase, BuildState
+from longshot_dagster.core.models import BuildPhase
 from longshot_dagster.core.report import EXIT_INTERRUPTED, EXIT_PAUSED, exit_code, summary_lines
 
 LOOK_SECONDS = 0.4
@@ -84,11 +84,7 @@ def let_runs_end(build: str, api: DagsterApi) -> None:
 
 
 def pause(ledger: BuildLedger, reason: str) -> None:
-    def change(state: BuildState) -> BuildState:
-        going = state.phase in (BuildPhase.RUNNING, BuildPhase.FINALIZING)
-        return state.moved(BuildPhase.PAUSED, reason) if going else state
-
-    ledger.update_state(change)
+    ledger.update_state(lambda state: state.paused(reason))
 
 
 def runs_of(api: DagsterApi, build: str) -> list[ActiveRun]:

@@ -8,6 +8,7 @@ from longshot_dagster.adapters.dagster_api import ActiveRun, DagsterApi
 from longshot_dagster.adapters.gateway_client import Gateway
 from longshot_dagster.adapters.home import Home
 from longshot_dagster.adapters.ledger import BuildLedger, Ledger
+from longshot_dagster.cli import serving
 from longshot_dagster.cli.following import PARTITION_TAG, conclude, follow, interruptible, pause, runs_of
 from longshot_dagster.cli.terminal import say
 from longshot_dagster.core.errors import WrongUse
@@ -30,14 +31,7 @@ def resume(build: str, max_tokens: str | None) -> int:
     endpoints = settings.endpoints(os.environ, dotenv)
     Gateway(home).ensure(endpoints or None)
     with interruptible():
-        info = stack.ensure(
-            home,
-            endpoints,
-            port=settings.ui_port(os.environ, dotenv),
-            environ=os.environ,
-            dotenv=settings.inheritable(dotenv),
-            say=say,
-        )
+        info = serving.in_background(home, dotenv, endpoints)
         api = stack.api(home, info)
         pause_if_idle(ledger, api)
         if ledger.state().phase is BuildPhase.PAUSED:

@@ -1,13 +1,15 @@
 """`longshot up`, `down` and `ui`: the stack of a home, from a terminal."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from longshot_dagster.adapters import settings, stack
 from longshot_dagster.adapters.home import Home
 from longshot_dagster.adapters.stack import StackInfo
 from longshot_dagster.adapters.ui_access import UiAccess
 from longshot_dagster.cli.terminal import say
+from longshot_dagster.core.endpoints import Endpoint
 from longshot_dagster.core.errors import WrongUse
 
 
@@ -16,7 +18,6 @@ def up(detach: bool, home: Home | None = None) -> int:
     dotenv = settings.default_dotenv()
     home = home or settings.home(os.environ, dotenv)
     endpoints = settings.endpoints(os.environ, dotenv)
-    port = settings.ui_port(os.environ, dotenv)
     settings.resolve({}, {}, os.environ, dotenv, None)  # a typo is said now, not when the first build starts
     if info := stack.running(home):
         say("Longshot runs already; `longshot down` stops it")
@@ -24,24 +25,29 @@ def up(detach: bool, home: Home | None = None) -> int:
         return 0
     if not endpoints:
         say("no model endpoint is configured (LLM_BASE_URL or LLM_ENDPOINTS): builds cannot start until there is one")
-    inherited = settings.inheritable(dotenv)
     if detach:
-        _say_where(home)(stack.ensure(home, endpoints, port=port, environ=os.environ, dotenv=inherited, say=say))
+        _say_where(home)(in_background(home, dotenv, endpoints))
         return 0
     from longshot_dagster.adapters.supervisor import Supervisor
 
     say("starting Longshot (Ctrl-C stops it) ...")
     Supervisor(
         home,
-        port=port,
+        port=settings.ui_port(os.environ, dotenv),
         endpoints=endpoints,
         environ=os.environ,
-        dotenv=inherited,
+        dotenv=settings.inheritable(dotenv),
         say=say,
         on_ready=_say_where(home),
     ).run()
     say("stopped")
     return 0
+
+
+def in_background(home: Home, dotenv: Path | None, endpoints: Sequence[Endpoint]) -> StackInfo:
+    """The home's stack with the person's own settings, started if there is none."""
+    port, inherited = settings.ui_port(os.environ, dotenv), settings.inheritable(dotenv)
+    return stack.ensure(home, endpoints, port=port, environ=os.environ, dotenv=inherited, say=say)
 
 
 def down(home: Home | None = None) -> int:

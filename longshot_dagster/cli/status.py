@@ -12,7 +12,7 @@ from longshot_dagster.adapters import settings, stack
 from longshot_dagster.adapters.home import Home
 from longshot_dagster.adapters.ledger import BuildLedger, Ledger
 from longshot_dagster.cli.terminal import say
-from longshot_dagster.core.display import display
+from longshot_dagster.core.display import one_line
 from longshot_dagster.core.errors import LedgerError
 from longshot_dagster.core.models import BuildPhase, LandingState
 from longshot_dagster.core.report import duration, headline, waiting_for
@@ -124,7 +124,7 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Columns as wide as they need, the last cut at the terminal's width."""
     import shutil
 
-    shown = [[" ".join(display(cell, "plain", 70).split()) for cell in row] for row in [columns, *rows]]
+    shown = [[one_line(cell, 70) for cell in row] for row in [columns, *rows]]
     widths = [max(len(row[i]) for row in shown) for i in range(len(columns))]
     limit = shutil.get_terminal_size((120, 24)).columns
     for row in shown:

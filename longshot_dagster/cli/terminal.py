@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 import click
 
-from longshot_dagster.core.display import display
+from longshot_dagster.core.display import display, one_line
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -19,7 +19,7 @@ def say(line: str) -> None:
 
 def complain(line: str) -> None:
     """One line on stderr."""
-    click.echo(" ".join(display(f"longshot: {line}", "plain", 2_000).split()), err=True)
+    click.echo(one_line(f"longshot: {line}", 2_000), err=True)
 
 
 def _one_line(text: str) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from longshot_dagster.adapters.ledger import BuildLedger
-from longshot_dagster.core.display import display
+from longshot_dagster.core.display import one_line
 from longshot_dagster.core.ids import IterationKey, parse_iteration_key
 from longshot_dagster.core.models import (
     BuildPhase,
@@ -168,4 +168,4 @@ def _sweep_line(sweep: Sweep) -> str:
 
 
 def _shown(text: str) -> str:
-    return " ".join(display(text, "plain", 200).split())
+    return one_line(text, 200)

@@ -38,6 +38,11 @@ def display(text: object, where: Where, limit: int = 2_000) -> str:
             return clean
 
 
+def one_line(text: object, limit: int = 300) -> str:
+    """`text` as one plain line of at most `limit` characters, white space squeezed."""
+    return " ".join(display(text, "plain", limit).split())
+
+
 def code_block(text: object, language: str = "", limit: int = 20_000) -> str:
     """`text` as a fenced Markdown block that nothing inside can close."""
     clean = display(text, "plain", limit)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_vali
 from pydantic.alias_generators import to_camel
 
 from longshot_dagster.core import ids, scope
-from longshot_dagster.core.display import display
+from longshot_dagster.core.display import one_line
 from longshot_dagster.core.errors import WrongUse
 from longshot_dagster.core.settings import Origin, Settings
 
@@ -121,6 +121,14 @@ class BuildState(Record):
             raise ValueError(f"a build that is {self.phase} cannot become {phase}")
         return self.model_copy(update={"phase": phase, "reason": reason[:MAX_LINE], "verdict": verdict or self.verdict})
 
+    @property
+    def under_way(self) -> bool:
+        return self.phase in (BuildPhase.RUNNING, BuildPhase.FINALIZING)
+
+    def paused(self, reason: str) -> Self:
+        """Paused if it was under way; the first reason stays, and a finished build stays finished."""
+        return self.moved(BuildPhase.PAUSED, reason) if self.under_way else self
+
 
 # --- plans -----------------------------------------------------------------------------------------------------------
 
@@ -182,7 +190,7 @@ class Task(Record):
     @property
     def title(self) -> str:
         """The first line of the description, as long as the subject of a commit may be."""
-        line = " ".join(display(self.description.strip().split("\n", 1)[0], "plain", 200).split())
+        line = one_line(self.description.strip().split("\n", 1)[0], 200)
         return line if len(line) <= MAX_SUBJECT else line[: MAX_SUBJECT - 1].rstrip() + "…"
 
 

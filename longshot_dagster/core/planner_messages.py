@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from longshot_dagster.core.display import code_block, display
+from longshot_dagster.core.display import code_block, display, one_line
 from longshot_dagster.core.ids import ROOT, IterationKey
 from longshot_dagster.core.models import CheckResult, LandingState, RepoState, Sweep, Task
 from longshot_dagster.core.planning import TaskReport
@@ -78,7 +78,7 @@ def own_task(parent: Task) -> str:
 
 
 def active_tasks(tasks: Sequence[Task]) -> str:
-    lines = [f"- {t.id} ({_paths(t.scope, 8)}): {_one_line(t.description, 160)}" for t in tasks[:_MAX_ACTIVE]]
+    lines = [f"- {t.id} ({_paths(t.scope, 8)}): {one_line(t.description, 160)}" for t in tasks[:_MAX_ACTIVE]]
     return "## Tasks under way\n\n" + ("\n".join(lines) + _more(tasks, _MAX_ACTIVE) if lines else "None.")
 
 
@@ -89,7 +89,7 @@ def red_checks(sweep: Sweep, limit: int = 4_000) -> str:
         return f"## Checks on main\n\n{health} at {sweep.head[:12]}."
     parts = [f"## Checks on main: red at {sweep.head[:12]}"]
     if sweep.error:
-        parts.append(f"The checks could not run: {_one_line(sweep.error, 500)}")
+        parts.append(f"The checks could not run: {one_line(sweep.error, 500)}")
     if sweep.conflict_markers:
         parts.append(f"Conflict markers are in:\n{_list(sweep.conflict_markers, 50)}")
     parts += [_check(c, limit) for c in sweep.checks if c.red]
@@ -97,7 +97,7 @@ def red_checks(sweep: Sweep, limit: int = 4_000) -> str:
 
 
 def newest_commits(state: RepoState, count: int) -> str:
-    return "## Newest commits\n\n" + ("\n".join(_one_line(line, 160) for line in state.log[:count]) or "None.")
+    return "## Newest commits\n\n" + ("\n".join(one_line(line, 160) for line in state.log[:count]) or "None.")
 
 
 def files(tree: Sequence[str], total: int) -> str:
@@ -138,13 +138,13 @@ def _handoffs(reports: Sequence[TaskReport]) -> str:
 
 def _report(report: TaskReport) -> str:
     handoff, landing = report.handoff, report.landing
-    lines = [f"### {report.task.id}: {_fate(report)}", f"Task: {_one_line(report.task.description, 200)}"]
+    lines = [f"### {report.task.id}: {_fate(report)}", f"Task: {one_line(report.task.description, 200)}"]
     if handoff:
-        lines.append(f"Summary: {_one_line(handoff.summary, 800)}")
+        lines.append(f"Summary: {one_line(handoff.summary, 800)}")
         if handoff.files_changed:
             lines.append(f"Files: {_paths(handoff.files_changed, 30)}")
-        lines += [f"Concern: {_one_line(c, 300)}" for c in handoff.concerns[:10]]
-        lines += [f"Suggestion: {_one_line(s, 300)}" for s in handoff.suggestions[:5]]
+        lines += [f"Concern: {one_line(c, 300)}" for c in handoff.concerns[:10]]
+        lines += [f"Suggestion: {one_line(s, 300)}" for s in handoff.suggestions[:5]]
     if landing:
         if landing.withheld_paths:
             lines.append(f"Not landed of it: {_paths(landing.withheld_paths, 20)}")
@@ -152,7 +152,7 @@ def _report(report: TaskReport) -> str:
             lines.append(f"Conflicts in: {_paths([c.path for c in landing.conflicts], 20)}")
         if landing.conflict_with:
             lines.append(f"Collided with: {', '.join(landing.conflict_with[:10])}")
-        lines += [f"Landing: {_one_line(c.text, 300)}" for c in landing.concerns[:10]]
+        lines += [f"Landing: {one_line(c.text, 300)}" for c in landing.concerns[:10]]
     return "\n".join(lines)
 
 
@@ -160,7 +160,7 @@ def _fate(report: TaskReport) -> str:
     status = report.handoff.status.value if report.handoff else "no handoff yet"
     if report.landing is None:
         return status
-    reason = f" ({_one_line(report.landing.reason, 200)})" if report.landing.reason else ""
+    reason = f" ({one_line(report.landing.reason, 200)})" if report.landing.reason else ""
     return f"{status}, {report.landing.state.value}{reason}"
 
 
@@ -171,7 +171,7 @@ def _standing(facts: RoundFacts) -> list[str]:
         counts = ", ".join(f"{n} {state.value}" for state, n in sorted(facts.landings.items()))
         parts.append(f"## Landing so far\n\n{counts}.")
     if facts.unlanded:
-        lines = [f"- {r.task.id}: {_fate(r)}: {_one_line(r.task.description, 120)}" for r in facts.unlanded[:30]]
+        lines = [f"- {r.task.id}: {_fate(r)}: {one_line(r.task.description, 120)}" for r in facts.unlanded[:30]]
         parts.append(
             "## Work that did not land\n\nA conflict is already being fixed. Redo what is still wanted, with `replaces`.\n"
             + "\n".join(lines)
@@ -196,7 +196,7 @@ def _changes(state: RepoState, previous: RepoState | None) -> str:
             lines.append(f"{word} files:\n{_list(paths, _MAX_CHANGED)}")
     known = set(previous.log)
     fresh = [line for line in state.log if line not in known]
-    lines.append("New commits:\n" + "\n".join(_one_line(line, 160) for line in fresh))
+    lines.append("New commits:\n" + "\n".join(one_line(line, 160) for line in fresh))
     return "\n\n".join(lines)
 
 
@@ -211,16 +211,16 @@ def _changed_documents(state: RepoState, previous: RepoState | None) -> list[str
 def _check(check: CheckResult, limit: int) -> str:
     ended = "ran out of time" if check.exit_code is None else f"exit code {check.exit_code}"
     tail = check.output[-limit:]
-    return f"### {check.name.value}: `{_one_line(check.command, 200)}`, {ended}\n\n{code_block(tail, '', limit)}"
+    return f"### {check.name.value}: `{one_line(check.command, 200)}`, {ended}\n\n{code_block(tail, '', limit)}"
 
 
 def _paths(paths: Sequence[str], limit: int) -> str:
     rest = f" and {len(paths) - limit} more" if len(paths) > limit else ""
-    return ", ".join(_one_line(p, 200) for p in paths[:limit]) + rest
+    return ", ".join(one_line(p, 200) for p in paths[:limit]) + rest
 
 
 def _list(paths: Sequence[str], limit: int) -> str:
-    return "\n".join(f"- {_one_line(p, 300)}" for p in paths[:limit]) + _more(paths, limit)
+    return "\n".join(f"- {one_line(p, 300)}" for p in paths[:limit]) + _more(paths, limit)
 
 
 def _more(items: Sequence[object], limit: int) -> str:
@@ -229,7 +229,3 @@ def _more(items: Sequence[object], limit: int) -> str:
 
 def _plain(text: str, limit: int) -> str:
     return display(text, "plain", limit)
-
-
-def _one_line(text: str, limit: int) -> str:
-    return " ".join(display(text, "plain", limit).split())

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from longshot_dagster.core import ids, scope
-from longshot_dagster.core.display import code_block, display
+from longshot_dagster.core.display import code_block, display, one_line
 from longshot_dagster.core.ids import FIX, ROOT, IterationKey
 from longshot_dagster.core.lifecycle import should_delegate
 from longshot_dagster.core.models import (
@@ -265,14 +265,14 @@ def aggregate(parent: Task, children: Sequence[Handoff], landings: Iterable[Land
         some = finished or any(c.status is HandoffStatus.PARTIAL for c in children)
         status = HandoffStatus.PARTIAL if some else HandoffStatus.FAILED
     lines = [f"{len(finished)} of {len(children)} parts are done."]
-    lines += [f"- {c.task_id} ({_fate(c, landed)}): {_one_line(c.summary, 300)}" for c in children]
+    lines += [f"- {c.task_id} ({_fate(c, landed)}): {one_line(c.summary, 300)}" for c in children]
     return Handoff(
         task_id=parent.id,
         status=status,
         summary="\n".join(lines)[:MAX_TEXT],
         files_changed=list(dict.fromkeys(p for c in children for p in c.files_changed))[:5_000],
-        concerns=[f"{c.task_id}: {_one_line(x, 500)}" for c in children for x in c.concerns][:MAX_LIST],
-        suggestions=[f"{c.task_id}: {_one_line(x, 500)}" for c in children for x in c.suggestions][:MAX_LIST],
+        concerns=[f"{c.task_id}: {one_line(x, 500)}" for c in children for x in c.concerns][:MAX_LIST],
+        suggestions=[f"{c.task_id}: {one_line(x, 500)}" for c in children for x in c.suggestions][:MAX_LIST],
         metrics=HandoffMetrics(
             **{name: sum(getattr(c.metrics, name) for c in children) for name in HandoffMetrics.model_fields}
         ),
@@ -282,7 +282,3 @@ def aggregate(parent: Task, children: Sequence[Handoff], landings: Iterable[Land
 def _fate(child: Handoff, landed: Mapping[str, LandingOutcome]) -> str:
     outcome = landed.get(child.task_id)
     return f"{child.status.value}, {outcome.state.value}" if outcome else child.status.value
-
-
-def _one_line(text: str, limit: int) -> str:
-    return " ".join(display(text, "plain", limit).split())

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from longshot_dagster.core.display import display
+from longshot_dagster.core.display import one_line
 
 BUDGET_EXHAUSTED = "budget_exhausted"
 
@@ -79,7 +79,7 @@ class Refusal:
     def line(self) -> str:
         """What happened, in one line: endpoint and HTTP status, never a key."""
         http = f"HTTP {self.status}" if self.status else ""
-        told = " ".join(display(self.detail, "plain", 200).split())
+        told = one_line(self.detail, 200)
         both = ": ".join(x for x in (http, told) if x)
         who = f"endpoint {self.endpoint}"
         match self.kind:

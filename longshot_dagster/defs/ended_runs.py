@@ -3,7 +3,7 @@
 import dagster as dg
 
 from longshot_dagster.adapters.ledger import Ledger
-from longshot_dagster.core.display import display
+from longshot_dagster.core.display import one_line
 from longshot_dagster.core.errors import LedgerError, WrongUse
 from longshot_dagster.core.ids import parse_iteration_key
 from longshot_dagster.core.models import BuildPhase
@@ -55,5 +55,5 @@ def failure_line(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str:
             while error is not None and error.cause is not None:
                 error = error.cause
             text = error.message if error else (event.message if event else None) or entry.user_message
-            return " ".join(display(f"{run.job_name} failed: {text}", "plain", 500).split())
+            return one_line(f"{run.job_name} failed: {text}", 500)
     return f"{run.job_name} failed without saying why; its log is in the UI"

@@ -19,7 +19,7 @@ from longshot_dagster.defs.pausing import (
     count_finalization,
     fail_finalization,
     finalization_name,
-    one_line,
+    reason_of,
 )
 from longshot_dagster.defs.resources import BuildTools, LongshotResource
 
@@ -44,7 +44,7 @@ def build_report(context: dg.AssetExecutionContext, longshot: LongshotResource) 
     try:
         report = finalize(tools, number, cancellation(context.run.run_id).is_set)
     except LongshotError as e:
-        reason = cancelled_reason(context.partition_key) if isinstance(e, Cancelled) else one_line(e)
+        reason = cancelled_reason(context.partition_key) if isinstance(e, Cancelled) else reason_of(e)
         fail_finalization(tools.ledger, number, attempt, reason)
         raise dg.Failure(description=reason, allow_retries=False) from e
     if report is not None:

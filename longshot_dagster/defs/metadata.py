@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import dagster as dg
 
 from longshot_dagster.adapters.ledger import BuildLedger
-from longshot_dagster.core.display import code_block, display
+from longshot_dagster.core.display import code_block, display, one_line
 from longshot_dagster.core.models import (
     BuildRequest,
     CheckResult,
@@ -242,7 +242,7 @@ def _listed(items: Iterable[str]) -> dg.MetadataValue:
 
 
 def _cell(value: str) -> str:
-    return " ".join(display(value, "plain", 300).split())
+    return one_line(value, 300)
 
 
 def _table(rows: Sequence[Mapping[str, str | int | float | bool | None]]) -> dg.MetadataValue:

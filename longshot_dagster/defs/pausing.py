@@ -7,7 +7,7 @@ from typing import Literal
 import dagster as dg
 
 from longshot_dagster.adapters.ledger import BuildLedger
-from longshot_dagster.core.display import display
+from longshot_dagster.core.display import one_line
 from longshot_dagster.core.errors import (
     BudgetExhausted,
     Cancelled,
@@ -17,7 +17,7 @@ from longshot_dagster.core.errors import (
     RepositoryError,
 )
 from longshot_dagster.core.ids import IterationKey
-from longshot_dagster.core.models import BuildPhase, BuildState, IterationFailure
+from longshot_dagster.core.models import IterationFailure
 
 Kind = Literal["model", "plan", "budget", "repository", "cancelled", "crash"]
 
@@ -32,12 +32,7 @@ _KINDS: dict[type[LongshotError], Kind] = {
 
 def pause(ledger: BuildLedger, reason: str) -> None:
     """Pause a build that is under way; the first reason stays, and a finished build stays finished."""
-
-    def change(state: BuildState) -> BuildState:
-        under_way = state.phase in (BuildPhase.RUNNING, BuildPhase.FINALIZING)
-        return state.moved(BuildPhase.PAUSED, reason) if under_way else state
-
-    ledger.update_state(change)
+    ledger.update_state(lambda state: state.paused(reason))
 
 
 def fail_iteration(ledger: BuildLedger, key: IterationKey, attempt: int, kind: Kind, reason: str) -> None:
@@ -80,7 +75,7 @@ def pausing(ledger: BuildLedger, key: IterationKey, attempt: int) -> Iterator[No
         yield
     except LongshotError as e:
         kind: Kind = next((k for error, k in _KINDS.items() if isinstance(e, error)), "crash")
-        reason = one_line(e)
+        reason = reason_of(e)
         if kind == "cancelled":
             reason = cancelled_reason(ledger.build)
         fail_iteration(ledger, key, attempt, kind, reason)
@@ -93,11 +88,11 @@ def plainly() -> Iterator[None]:
     try:
         yield
     except LongshotError as e:
-        raise dg.Failure(description=one_line(e), allow_retries=False) from e
+        raise dg.Failure(description=reason_of(e), allow_retries=False) from e
 
 
-def one_line(error: BaseException) -> str:
-    return " ".join(display(error, "plain", 1_000).split()) or type(error).__name__
+def reason_of(error: BaseException) -> str:
+    return one_line(error, 1_000) or type(error).__name__
 
 
 def cancelled_reason(build: str) -> str:

@@ -21,7 +21,7 @@ from longshot_dagster.defs import partitions
 from longshot_dagster.defs.ended_runs import note_end, undecided
 from longshot_dagster.defs.finalize import finalize_build
 from longshot_dagster.defs.iteration import planning_iteration
-from longshot_dagster.defs.pausing import finalization_name, one_line
+from longshot_dagster.defs.pausing import finalization_name, reason_of
 from longshot_dagster.defs.resources import LongshotResource
 from longshot_dagster.defs.task_materialization import close_parent
 
@@ -143,7 +143,7 @@ def _due(
         try:
             view = ledger.view()
         except (LedgerError, WrongUse) as e:
-            context.log.error(f"{ledger.build}: {one_line(e)}")
+            context.log.error(f"{ledger.build}: {reason_of(e)}")
             continue
         for step in next_steps(view):
             if wanted(step) and (view.phase is not BuildPhase.FINALIZING or isinstance(step, Finalize)):

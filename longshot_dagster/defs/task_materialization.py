@@ -3,7 +3,7 @@
 import dagster as dg
 
 from longshot_dagster.core import ids
-from longshot_dagster.core.display import display
+from longshot_dagster.core.display import one_line
 from longshot_dagster.core.models import Handoff, LandingOutcome, Task
 from longshot_dagster.defs.metadata import Metadata, task_metadata_from
 from longshot_dagster.defs.resources import BuildTools
@@ -24,7 +24,7 @@ def materialization(build: str, task: Task, handoff: Handoff, metadata: Metadata
     return dg.AssetMaterialization(
         asset_key=TASK_RESULT,
         partition=ids.task_partition(build, task.id),
-        description=" ".join(display(handoff.summary, "plain", 300).split()),
+        description=one_line(handoff.summary, 300),
         metadata=metadata,
         tags=_ALWAYS_IN_SYNC,
     )
