@@ -18,6 +18,7 @@ def up(detach: bool, home: Home | None = None) -> int:
     dotenv = settings.default_dotenv()
     home = home or settings.home(os.environ, dotenv)
     endpoints = settings.endpoints(os.environ, dotenv)
+    port = settings.ui_port(os.environ, dotenv)
     settings.resolve({}, {}, os.environ, dotenv, None)  # a typo is said now, not when the first build starts
     if info := stack.running(home):
         say("Longshot runs already; `longshot down` stops it")
@@ -33,7 +34,7 @@ def up(detach: bool, home: Home | None = None) -> int:
     say("starting Longshot (Ctrl-C stops it) ...")
     Supervisor(
         home,
-        port=settings.ui_port(os.environ, dotenv),
+        port=port,
         endpoints=endpoints,
         environ=os.environ,
         dotenv=settings.inheritable(dotenv),
