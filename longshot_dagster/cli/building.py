@@ -45,11 +45,19 @@ class Order:
     resolved: Resolved
 
 
-def build(request: str, *, repo: str | None, land_on: str | None, max_workers: str | None, yes: bool) -> int:
+def build(
+    request: str,
+    *,
+    repo: str | None,
+    land_on: str | None,
+    flags: Mapping[str, str | None],
+    yes: bool,
+    dashboard: bool = False,
+) -> int:
     """Exit code of a new build in the person's own environment. Raises LongshotError."""
     dotenv = settings.default_dotenv()
     home = settings.home(os.environ, dotenv)
-    resolved = settings.resolve({}, {"max_workers": max_workers}, os.environ, dotenv, None)
+    resolved = settings.resolve({}, flags, os.environ, dotenv, None)
     text = check_request(request)
     name = new_build_name(text)
     repository, assumed = _repository(repo or resolved.settings.git_repo_url)

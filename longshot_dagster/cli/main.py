@@ -13,15 +13,26 @@ from longshot_dagster.version import __version__
 
 _EPILOG = """\b
 Examples:
+  longshot doctor                                      is everything there that a build needs?
   longshot "Build a REST API according to SPEC.md" --repo https://git.example/me/api.git
   longshot "Add a --json flag to every command"        in a checkout: lands on its origin
-  longshot status                                      all builds
+  longshot watch --dashboard                           the newest build, as one screen
+  longshot status todo-api-7f3k                        its tasks, and what each waits for
   longshot resume todo-api-7f3k                        after a pause or Ctrl-C
+  longshot undo todo-api-7f3k.r001-02                  take one task back from main
 
 \b
 Settings: launch field > command line > environment > .env > .longshot.toml of the target > default.
 Exit codes: 0 all landed and checks green, 3 green with leftovers, 4 red, 5 paused, 2 wrong use, 130 interrupted.
 """
+
+
+_SECTIONS = {
+    "First": ("doctor", "demo"),
+    "Look": ("status", "watch", "logs", "report", "ui"),
+    "Steer": ("resume", "continue", "cancel", "retry", "undo", "reset"),
+    "Keep": ("up", "down", "backlog", "clean", "completion"),
+}
 
 
 class _Commands(click.Group):
@@ -33,7 +44,20 @@ class _Commands(click.Group):
         return super().parse_args(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return ["demo", "up", "down", "ui", "status", "resume"]
+        return [name for names in _SECTIONS.values() for name in names]
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for section, names in _SECTIONS.items():
+            with formatter.section(section):
+                formatter.write_dl([(n, self.commands[n].get_short_help_str(90)) for n in names])
+
+
+_repo = click.option(
+    "--repo", metavar="PATH_OR_URL", help="repository to build in (default: GIT_REPO_URL, else this checkout)"
+)
+_land_on = click.option("--land-on", metavar="BRANCH", help="branch that finished work lands on")
+_yes = click.option("--yes", is_flag=True, help="ask nothing")
+_json = click.option("--json", "as_json", is_flag=True, help="for programs")
 
 
 @click.group(
@@ -51,7 +75,8 @@ def cli(ctx: click.Context) -> None:
 
     --repo is a URL, a bare repository or a checkout (default: GIT_REPO_URL, else the checkout you are in).
     --land-on is the branch finished work lands on. --max-workers is MAX_WORKERS for this build. --yes asks nothing.
-    --debug shows the traceback of an error.
+    --provider and --harness choose where workers run and which agent they are. --dashboard follows the build on one
+    screen. --reset first sets the branch back to its first commit. --debug shows the traceback of an error.
     """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
@@ -59,18 +84,35 @@ def cli(ctx: click.Context) -> None:
 
 @cli.command(hidden=True)
 @click.argument("words", nargs=-1, metavar='"REQUEST"')
-@click.option(
-    "--repo", metavar="PATH_OR_URL", help="repository to build in (default: GIT_REPO_URL, else this checkout)"
-)
-@click.option("--land-on", metavar="BRANCH", help="branch that finished work lands on")
+@_repo
+@_land_on
 @click.option("--max-workers", metavar="N", help="tasks worked on at once (MAX_WORKERS)")
-@click.option("--yes", is_flag=True, help="ask nothing")
-def build(words: tuple[str, ...], repo: str | None, land_on: str | None, max_workers: str | None, yes: bool) -> int:
+@click.option("--provider", metavar="NAME", help="where workers run (SANDBOX_PROVIDER)")
+@click.option("--harness", metavar="NAME", help="coding agent inside a sandbox (HARNESS)")
+@click.option("--reset", is_flag=True, help="first set the branch back to its first commit; a backup ref is kept")
+@click.option("--dashboard", is_flag=True, help="follow the build on one screen")
+@_yes
+def build(
+    words: tuple[str, ...],
+    repo: str | None,
+    land_on: str | None,
+    max_workers: str | None,
+    provider: str | None,
+    harness: str | None,
+    reset: bool,
+    dashboard: bool,
+    yes: bool,
+) -> int:
     """Build what REQUEST says."""
+    if reset and not words:
+        return _reset(repo, land_on, yes)
     request = _one_request(words)
+    if reset and (code := _reset(repo, land_on, yes)):
+        return code
     from longshot_dagster.cli import building
 
-    return building.build(request, repo=repo, land_on=land_on, max_workers=max_workers, yes=yes)
+    flags = {"max_workers": max_workers, "sandbox_provider": provider, "harness": harness}
+    return building.build(request, repo=repo, land_on=land_on, flags=flags, yes=yes, dashboard=dashboard)
 
 
 @cli.command()
@@ -110,7 +152,7 @@ def ui(plain: bool) -> int:
 
 @cli.command()
 @click.argument("build", required=False)
-@click.option("--json", "as_json", is_flag=True, help="for programs")
+@_json
 def status(build: str | None, as_json: bool) -> int:
     """List all builds, or one build's tasks and what they wait for."""
     from longshot_dagster.cli import status as listing
@@ -126,6 +168,140 @@ def resume(build: str, max_tokens: str | None) -> int:
     from longshot_dagster.cli import resuming
 
     return resuming.resume(build, max_tokens)
+
+
+@cli.command("continue")
+@click.argument("build")
+def go_on(build: str) -> int:
+    """Like resume, without following it: the command ends, the build goes on."""
+    from longshot_dagster.cli import resuming
+
+    return resuming.go_on(build)
+
+
+@cli.command()
+@click.argument("name", metavar="BUILD|TASK")
+@_json
+def cancel(name: str, as_json: bool) -> int:
+    """Stop a build, or one of its tasks (BUILD.TASK); what was done is kept."""
+    from longshot_dagster.cli import steering
+
+    return steering.cancel(name, as_json)
+
+
+@cli.command()
+@click.argument("task", metavar="TASK")
+@click.option("--detach", is_flag=True, help="do not wait for it")
+@_json
+def retry(task: str, detach: bool, as_json: bool) -> int:
+    """Give a task (BUILD.TASK) that did not land to a new worker."""
+    from longshot_dagster.cli import steering
+
+    return steering.retry(task, detach, as_json)
+
+
+@cli.command()
+@click.argument("name", metavar="TASK|BUILD")
+@_yes
+@_json
+def undo(name: str, yes: bool, as_json: bool) -> int:
+    """Take back what a task (BUILD.TASK) or a whole build has landed."""
+    from longshot_dagster.cli import undoing
+
+    return undoing.undo(name, yes, as_json)
+
+
+@cli.command()
+@_repo
+@_land_on
+@_yes
+def reset(repo: str | None, land_on: str | None, yes: bool) -> int:
+    """Set a branch back to its first commit; a backup ref is kept."""
+    return _reset(repo, land_on, yes)
+
+
+@cli.command()
+@click.argument("build", required=False)
+@click.option("--dashboard", is_flag=True, help="as one screen: q leaves it")
+@click.option("--json", "as_json", is_flag=True, help="one JSON object a line")
+def watch(build: str | None, dashboard: bool, as_json: bool) -> int:
+    """Follow a build (default: the newest); Ctrl-C only ends the watching."""
+    from longshot_dagster.cli import attaching
+
+    return attaching.watch(build, dashboard, as_json)
+
+
+@cli.command()
+@click.argument("build")
+@click.option("--task", metavar="TASK", help="what the agent of one task did")
+@click.option("--follow", "-f", is_flag=True, help="go on until it ends")
+@click.option("--json", "as_json", is_flag=True, help="one JSON object a line")
+def logs(build: str, task: str | None, follow: bool, as_json: bool) -> int:
+    """What happened in a build, or in one of its tasks, in order."""
+    from longshot_dagster.cli import logs as telling
+
+    return telling.logs(build, task, follow, as_json)
+
+
+@cli.command()
+@click.argument("build")
+@click.option("--html", "form", flag_value="html", help="one self-contained page, with the timeline")
+@click.option("--markdown", "form", flag_value="markdown", help="the same as Markdown")
+@click.option("--json", "form", flag_value="json", help="for programs")
+@click.option("--output", metavar="FILE", help="write it there instead of printing it")
+def report(build: str, form: str | None, output: str | None) -> int:
+    """The last word on a build, or the newest one on a build under way."""
+    from longshot_dagster.cli import reporting
+
+    return reporting.report(build, form, output)
+
+
+@cli.command()
+@_repo
+@_land_on
+@_json
+def doctor(repo: str | None, land_on: str | None, as_json: bool) -> int:
+    """Check everything a build needs, really; each line is ok or says what to do."""
+    from longshot_dagster.cli import doctor as examining
+
+    return examining.doctor(repo, land_on, as_json)
+
+
+@cli.command()
+@_json
+def backlog(as_json: bool) -> int:
+    """List the backlog's items, and the builds they became."""
+    from longshot_dagster.cli import backlog as listing
+
+    return listing.backlog(as_json)
+
+
+@cli.command()
+@click.option("--older-than", metavar="DAYS", default="30", show_default=True, help="finished builds older than this")
+@click.option("--build", metavar="BUILD", help="this finished build alone, whatever its age")
+@click.option("--dry-run", is_flag=True, help="only say what would be removed")
+@_yes
+@_json
+def clean(older_than: str, build: str | None, dry_run: bool, yes: bool, as_json: bool) -> int:
+    """Remove finished builds with their branches and refs, and what crashes left; asks first."""
+    from longshot_dagster.cli import cleaning
+
+    return cleaning.clean(older_than, build, dry_run, yes, as_json)
+
+
+@cli.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> int:
+    """Print the completion script of a shell: source <(longshot completion bash)."""
+    from longshot_dagster.cli import completing
+
+    return completing.completion(shell)
+
+
+def _reset(repo: str | None, land_on: str | None, yes: bool) -> int:
+    from longshot_dagster.cli import resetting
+
+    return resetting.reset(repo, land_on, yes)
 
 
 def _one_request(words: Sequence[str]) -> str:

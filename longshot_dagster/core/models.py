@@ -309,6 +309,7 @@ class LandingState(StrEnum):
     CONFLICT = "conflict"
     WITHHELD = "withheld"  # red checks, handoff not complete, hostile bundle, or nothing in scope
     SUPERSEDED = "superseded"  # a task that replaces or fixes it has landed
+    UNDONE = "undone"  # it had landed, and a person took it back
 
 
 LANDING_TRANSITIONS: dict[LandingState, frozenset[LandingState]] = {
@@ -317,7 +318,8 @@ LANDING_TRANSITIONS: dict[LandingState, frozenset[LandingState]] = {
     ),
     LandingState.CONFLICT: frozenset({LandingState.QUEUED, LandingState.SUPERSEDED}),
     LandingState.WITHHELD: frozenset({LandingState.QUEUED, LandingState.SUPERSEDED}),
-    LandingState.LANDED: frozenset(),
+    LandingState.LANDED: frozenset({LandingState.UNDONE}),
+    LandingState.UNDONE: frozenset(),
     LandingState.NOOP: frozenset({LandingState.SUPERSEDED}),
     LandingState.SUPERSEDED: frozenset(),
 }

@@ -67,6 +67,12 @@ class Settings(BaseModel):
     llm_model: str = Field(default="glm-5", min_length=1, description="model name sent to the endpoints")
     llm_max_tokens: int = Field(default=65_536, ge=1, description="tokens a single answer may have")
     llm_temperature: float = Field(default=0.7, ge=0, le=2, description="sampling temperature")
+    llm_price_in: float | None = Field(
+        default=None, ge=0, description="price of a million tokens sent, USD; empty: unknown, and so is every cost"
+    )
+    llm_price_out: float | None = Field(
+        default=None, ge=0, description="price of a million tokens received, USD; empty: unknown"
+    )
     llm_timeout: int = Field(default=600, ge=1, le=7200, description="seconds to wait for one answer of the model")
 
     sandbox_provider: Provider = Field(default=Provider.AUTO, description="where workers run: auto, local, modal")
