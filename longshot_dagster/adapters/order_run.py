@@ -6,7 +6,7 @@ What comes out was written by an agent, so what is too large, missing or unreada
 import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,13 +23,14 @@ from longshot_dagster.core.errors import (
     SandboxRefused,
     TooLarge,
 )
-from longshot_dagster.core.sandbox import ExecResult, NetworkMode, Sandbox, SandboxProvider, SandboxSpec
+from longshot_dagster.core.sandbox import ExecResult, NetworkMode, Sandbox, SandboxProvider, SandboxSpec, Stream
 from longshot_dagster.core.settings import Settings
 from longshot_dagster.core.working import read_result
 
 RETRIES = 2
 BACK_OFF_S = 2.0
 _SALVAGE_S = 90.0
+_SALVAGE_WHEN_STOPPED_S = 6.0  # somebody waits for the run to end
 _MARGIN_S = 600  # of a sandbox's lifetime, for what comes before and after the work
 _WORKER = Path(contract.WORKER)
 
@@ -38,12 +39,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Delivery:
-    """What came out. Without a `result`, `problem` says why in one line."""
+    """What came out. Without a `result`, `problem` says why in one line. `stopped`: `cancelled()` ended the worker."""
 
     result: WorkResult | None
     problem: str
     bundle: bytes | None
     transcript: bytes
+    stopped: bool = False
 
 
 @contextlib.contextmanager
@@ -68,6 +70,7 @@ def sandbox_for(
             cpu=settings.sandbox_cpu_cores if able.enforces_cpu else None,
             memory_mb=settings.sandbox_memory_mb if able.enforces_memory else None,
             sockets=sockets or {},
+            readable=settings.readable_folders,
         )
     )
     try:
@@ -86,15 +89,31 @@ def end_sandboxes(provider: SandboxProvider, tags: Mapping[str, str]) -> int:
 
 
 def carry_out(
-    sandbox: Sandbox, order: WorkOrder, bundle: Path, timeout_s: float, cancelled: Callable[[], bool]
+    sandbox: Sandbox,
+    order: WorkOrder,
+    bundle: Path,
+    timeout_s: float,
+    cancelled: Callable[[], bool],
+    said: Callable[[bytes], None] | None = None,
 ) -> Delivery:
-    """Raises Cancelled, SandboxError; a worker that hangs or dies is ended and what it did is salvaged."""
+    """A worker that hangs, dies or is cancelled is ended and what it did is salvaged. `said` gets its output as it comes.
+
+    Raises SandboxError, and Cancelled for a sweep: of that nothing is worth keeping.
+    """
     sandbox.write(contract.WORKER, worker_archive())
     sandbox.write(contract.BUNDLE_IN, bundle.read_bytes())
-    ran = _run(sandbox, order, timeout_s, cancelled)
+    try:
+        ran = _run(sandbox, order, timeout_s, cancelled, said)
+    except Cancelled:
+        if order.mode is not Mode.WORK:
+            raise
+        return _stopped(sandbox, order)
     if _was_interrupted(sandbox, ran) and order.mode is Mode.WORK:
         salvage = order.model_copy(update={"mode": Mode.SALVAGE, "deadline_s": _SALVAGE_S})
-        _run(sandbox, salvage, _SALVAGE_S, cancelled)
+        try:
+            _run(sandbox, salvage, _SALVAGE_S, cancelled)
+        except Cancelled:
+            return _stopped(sandbox, order)
         return _collect(sandbox, order, None if ran.timed_out else _last_words(ran))
     if ran.timed_out:
         return Delivery(None, f"nothing came back within {timeout_s:.0f} s", None, b"")
@@ -120,10 +139,31 @@ def retried(once: Callable[[int], T], failed: Callable[[str], T], clock: Clock, 
     raise AssertionError("unreachable: the last attempt returns")
 
 
-def _run(sandbox: Sandbox, order: WorkOrder, timeout_s: float, cancelled: Callable[[], bool]) -> ExecResult:
+def _stopped(sandbox: Sandbox, order: WorkOrder) -> Delivery:
+    """What a worker had done that somebody has just stopped; one that had finished at that moment has simply finished."""
+    with contextlib.suppress(FileMissing, TooLarge):
+        sandbox.read(contract.RESULT, max_bytes=contract.MAX_RESULT_BYTES)
+        return _collect(sandbox, order, None)
+    salvage = order.model_copy(update={"mode": Mode.SALVAGE, "deadline_s": _SALVAGE_WHEN_STOPPED_S})
+    _run(sandbox, salvage, _SALVAGE_WHEN_STOPPED_S, None)
+    return replace(_collect(sandbox, order, None), stopped=True)
+
+
+def _run(
+    sandbox: Sandbox,
+    order: WorkOrder,
+    timeout_s: float,
+    cancelled: Callable[[], bool] | None,
+    said: Callable[[bytes], None] | None = None,
+) -> ExecResult:
     sandbox.write(contract.ORDER, json.dumps(order.model_dump(mode="json", by_alias=True)).encode())
-    argv = ["python3", "-I", _WORKER.name]
-    return sandbox.exec(argv, cwd=str(_WORKER.parent), timeout_s=timeout_s, cancelled=cancelled, keep_bytes=8_000)
+
+    def heard(stream: Stream, data: bytes) -> None:
+        if said is not None and stream == "stdout":
+            said(data)
+
+    argv, cwd = ["python3", "-I", _WORKER.name], str(_WORKER.parent)
+    return sandbox.exec(argv, cwd=cwd, timeout_s=timeout_s, cancelled=cancelled, on_output=heard, keep_bytes=8_000)
 
 
 def _was_interrupted(sandbox: Sandbox, ran: ExecResult) -> bool:
@@ -170,5 +210,5 @@ def _optional(sandbox: Sandbox, path: str, max_bytes: int) -> bytes | str | None
 def _last_words(ran: ExecResult) -> str:
     if ran.exit_code == 0:
         return "the worker ended without a result"
-    lines = (ran.stderr or ran.stdout).decode("utf-8", "replace").strip().splitlines()
+    lines = ran.stderr.decode("utf-8", "replace").strip().splitlines()
     return f"the worker ended with exit code {ran.exit_code}: {lines[-1][:500] if lines else 'it said nothing'}"

@@ -99,6 +99,7 @@ class LocalSandbox:
         tags = {**spec.tags, "name": spec.name}
         meta = {"created_at": now, "ends_at": now + spec.lifetime_s, "tags": tags, "env": dict(spec.env)}
         meta |= {"workdir": spec.workdir, "network": spec.network, "sockets": dict(spec.sockets)}
+        meta["readable"] = list(spec.readable)
         write_atomically(self._directory / "meta.json", json.dumps(meta).encode())
 
     def meta(self) -> dict[str, Any]:
@@ -129,6 +130,7 @@ class LocalSandbox:
             env={**meta["env"], **(env or {})},
             network=meta["network"],
             sockets=meta["sockets"],
+            readable=meta.get("readable", ()),
         )
         began = time.monotonic()
         deadline = began + max(0.0, min(timeout_s, meta["ends_at"] - time.time()))
@@ -329,6 +331,9 @@ def _refuse_unenforceable(spec: SandboxSpec, able: Capabilities) -> None:
         )
     if spec.cpu is not None or spec.memory_mb is not None:
         raise SandboxRefused("local sandboxes cannot limit CPU cores or memory")
+    for folder in spec.readable:
+        if not Path(folder).is_dir():
+            raise SandboxRefused(f"SANDBOX_READABLE names {folder}, and there is no such folder")
     for inside, host in spec.sockets.items():
         if Path(inside).name != Path(host).name:
             raise SandboxRefused(f"a socket keeps its file name: {host} cannot be {inside}")

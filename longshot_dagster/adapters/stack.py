@@ -30,7 +30,7 @@ from longshot_dagster.core.errors import LedgerError, LongshotError, WrongUse
 from longshot_dagster.version import __version__
 
 START_SECONDS = 120
-STOP_SECONDS = 10
+STOP_SECONDS = 18
 
 
 class StackInfo(BaseModel):

@@ -40,11 +40,11 @@ from longshot_dagster.adapters.stack import (
 )
 from longshot_dagster.adapters.ui_access import UiAccess
 from longshot_dagster.core.endpoints import Endpoint, endpoints_from_wire
-from longshot_dagster.core.errors import LongshotError
+from longshot_dagster.core.errors import LongshotError, WrongUse
 from longshot_dagster.version import __version__
 
 TICK_SECONDS = 0.5
-RUNS_END_SECONDS = 5.0
+RUNS_END_SECONDS = 13.0  # a little longer than runs take to keep what their workers have done
 SERVICES_END_SECONDS = 3.0
 STEADY_SECONDS = 30.0  # a process that lived this long starts its back-off anew
 MAX_BACKOFF_SECONDS = 30.0
@@ -243,7 +243,7 @@ class Supervisor:
     # --- ending ------------------------------------------------------------------------------------------------------
 
     def _end(self, info: StackInfo) -> None:
-        """Builds pause, runs end politely, then processes; at most about ten seconds."""
+        """Builds pause, runs end politely, then processes; at most about fifteen seconds."""
         with contextlib.suppress(LongshotError):
             pause_builds(self._home, "Longshot was stopped (longshot down)")
         if any(s.name == "webserver" and s.alive for s in self._services):
@@ -314,7 +314,7 @@ def _only_one(home: Home):  # type: ignore[no-untyped-def]
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as e:
-            raise LongshotError(f"a stack is already running for {home.root}") from e
+            raise WrongUse(f"a stack is already running for {home.root}; `longshot down` stops it") from e
         os.ftruncate(file, 0)
         os.write(file, str(os.getpid()).encode())
         yield

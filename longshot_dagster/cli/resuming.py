@@ -1,4 +1,7 @@
-"""`longshot resume BUILD`: a paused build goes on where it stood; one that is under way is followed."""
+"""`longshot resume BUILD`: a paused build goes on where it stood; one that is under way is followed.
+
+`longshot continue BUILD` is the same without the following.
+"""
 
 import os
 import time
@@ -8,9 +11,10 @@ from longshot_dagster.adapters.dagster_api import ActiveRun, DagsterApi
 from longshot_dagster.adapters.gateway_client import Gateway
 from longshot_dagster.adapters.home import Home
 from longshot_dagster.adapters.ledger import BuildLedger, Ledger
+from longshot_dagster.adapters.ui_access import UiAccess
 from longshot_dagster.cli import serving
 from longshot_dagster.cli.following import PARTITION_TAG, conclude, follow, interruptible, pause, runs_of
-from longshot_dagster.cli.terminal import say
+from longshot_dagster.cli.terminal import say, waiting
 from longshot_dagster.core.errors import WrongUse
 from longshot_dagster.core.lifecycle import BuildView, IterationStatus
 from longshot_dagster.core.models import BuildPhase, BuildRequest, BuildState
@@ -33,11 +37,35 @@ def resume(build: str, max_tokens: str | None) -> int:
     with interruptible():
         info = serving.in_background(home, dotenv, endpoints)
         api = stack.api(home, info)
-        pause_if_idle(ledger, api)
-        if ledger.state().phase is BuildPhase.PAUSED:
-            wake(home, ledger, api)
-            say(f"{build} goes on")
+        _go_on(home, ledger, api)
         return follow(home, build, api)
+
+
+def go_on(build: str) -> int:
+    """0 as soon as the build is under way; one that has finished is shown, with its exit code. Raises WrongUse."""
+    dotenv = settings.default_dotenv()
+    home = settings.home(os.environ, dotenv)
+    ledger = Ledger(home.builds).existing(build)
+    if ledger.state().phase is BuildPhase.FINISHED:
+        say(f"{build} has finished already")
+        return conclude(home, ledger)
+    endpoints = settings.endpoints(os.environ, dotenv)
+    Gateway(home).ensure(endpoints or None)
+    info = serving.in_background(home, dotenv, endpoints)
+    if not _go_on(home, ledger, stack.api(home, info)):
+        say(f"{build} is under way already")
+    say(f"to watch it: longshot watch {build}, or {UiAccess(home).link(info.port)}")
+    return 0
+
+
+def _go_on(home: Home, ledger: BuildLedger, api: DagsterApi) -> bool:
+    """False when it was under way already."""
+    pause_if_idle(ledger, api)
+    if ledger.state().phase is not BuildPhase.PAUSED:
+        return False
+    wake(home, ledger, api)
+    say(f"{ledger.build} goes on")
+    return True
 
 
 def pause_if_idle(ledger: BuildLedger, api: DagsterApi) -> None:
@@ -51,7 +79,8 @@ def pause_if_idle(ledger: BuildLedger, api: DagsterApi) -> None:
 
 def wake(home: Home, ledger: BuildLedger, api: DagsterApi) -> None:
     """Set a paused build running, with a new attempt for whatever stands still."""
-    _let_runs_end(ledger.build, api)
+    with waiting("waiting for its last runs to end ..."):
+        _let_runs_end(ledger.build, api)
     runs = runs_of(api, ledger.build)
     dead = [r for r in runs if _is_dead(home, r)]
     busy = {r.tags.get(PARTITION_TAG, "") for r in runs if r not in dead}

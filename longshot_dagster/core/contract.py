@@ -1,11 +1,11 @@
 """The JSON contract with `sandbox/longshot_worker`: what goes in, what comes out. Shared as a format, not as code.
 
     in    ORDER      work order (this module's WorkOrder, camelCase)
-          BUNDLE_IN  git bundle with one ref, refs/heads/base
+          BUNDLE_IN  git bundle with one ref, refs/heads/base: the commit to start from with its history
           WORKER     the worker itself, a zipapp
     out   RESULT     WorkResult; hostile: read with a size limit, validated here
           BUNDLE_OUT git bundle base..head with one ref, refs/heads/work; absent when nothing was committed
-          TRANSCRIPT JSON lines of the harness's events
+          TRANSCRIPT JSON lines of the harness's events; the worker's standard output has the same lines as they happen
 
 Modes: `work` does a task; `sweep` only runs the checks on the base; `salvage` commits and bundles what a killed worker
 left behind.
@@ -60,7 +60,8 @@ class WorkOrder(Wire):
     task_id: str
     branch: str = ""
     title: str = Field(default="", description="subject of the commit that collects what the agent left uncommitted")
-    base: Oid
+    base: Oid = Field(description="what the work is compared with, and what a handed-over bundle builds on")
+    start: Oid | None = Field(default=None, description="commit to go on from, a descendant of `base`; None: `base`")
     scope: list[str] = Field(default_factory=list)
     system_prompt: str = ""
     prompt: str = ""

@@ -1,11 +1,15 @@
 """Which order a worker gets, and what its answer is worth. The answer comes out of a sandbox: nothing in it is believed."""
 
+from dataclasses import dataclass
+
 from pydantic import ValidationError
 
 from longshot_dagster.core.contract import Mode, WorkOrder, WorkResult
+from longshot_dagster.core.display import one_line
 from longshot_dagster.core.models import (
     MAX_LINE,
     MAX_LIST,
+    MAX_TEXT,
     BuildRequest,
     CheckName,
     CheckResult,
@@ -19,6 +23,9 @@ from longshot_dagster.core.settings import HarnessName, Settings
 COMPLETED = "completed"
 MODEL_FAILED = "llm_error"
 OVER_BUDGET = "budget"
+CANCELLED = "cancelled"
+
+BY_A_PERSON = "a person cancelled this task; plan it again only if the request cannot do without it"
 
 _RULES = """\
 - Change only files in your scope. If the task cannot be done within it, do what can be done and say in `concerns` which other files need what.
@@ -28,23 +35,37 @@ _RULES = """\
 - Your branch is {branch}. You may commit; what you leave uncommitted is committed for you. There is no remote.
 - Finish with one message that contains your handoff as JSON."""
 
+_FILES_NAMED = 30
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """Where a worker goes on because an earlier one was interrupted: commit `head`, made on `base`."""
+
+    base: str
+    head: str
+    done: Handoff
+
 
 def harness_of(settings: Settings) -> str:
     """`auto` is the built-in agent."""
     return HarnessName.BUILTIN.value if settings.harness is HarnessName.AUTO else settings.harness.value
 
 
-def work_order(task: Task, request: BuildRequest, base: str, system_prompt: str) -> WorkOrder:
-    """The order for `task` on commit `base`."""
+def work_order(
+    task: Task, request: BuildRequest, base: str, system_prompt: str, beginning: Beginning | None = None
+) -> WorkOrder:
+    """The order for `task` on commit `base`, from its `beginning` where there is one."""
     settings = request.settings
     return WorkOrder(
         task_id=task.id,
         branch=task.branch,
         title=task.title,
         base=base,
+        start=beginning.head if beginning else None,
         scope=list(task.scope),
         system_prompt=system_prompt,
-        prompt=user_message(task),
+        prompt=user_message(task, beginning),
         harness=harness_of(settings),
         model=settings.llm_model,
         max_tokens=settings.llm_max_tokens,
@@ -77,7 +98,7 @@ def ordered_checks(settings: Settings) -> dict[CheckName, str]:
     return {name: command for name, command in commands.items() if command}
 
 
-def user_message(task: Task) -> str:
+def user_message(task: Task, beginning: Beginning | None = None) -> str:
     """The worker's first message; its first line is exactly `# Task <id>`."""
     parts = [
         f"# Task {task.id}",
@@ -88,7 +109,19 @@ def user_message(task: Task) -> str:
     ]
     if task.acceptance.strip():
         parts += ["## Done when", task.acceptance.strip()]
+    if beginning is not None:
+        parts += ["## What was done so far", _so_far(beginning)]
     return "\n\n".join([*parts, "## Rules", _RULES.format(branch=task.branch)]) + "\n"
+
+
+def _so_far(beginning: Beginning) -> str:
+    names = [one_line(path, 300) for path in beginning.done.files_changed]
+    more = f" and {len(names) - _FILES_NAMED} more" if len(names) > _FILES_NAMED else ""
+    return (
+        "An earlier worker was interrupted at this task. What it had done is committed on your branch: it changed "
+        f"{', '.join(names[:_FILES_NAMED])}{more}. `git diff {beginning.base[:12]} HEAD` shows all of it. It may stop in the "
+        "middle of something: look at it first, keep what is good, and finish the task."
+    )
 
 
 def read_result(data: bytes, task_id: str) -> WorkResult:
@@ -146,4 +179,34 @@ def failed(task: Task, why: str, tokens: int = 0, duration_ms: int = 0) -> Hando
         summary=f"Nothing was done: {why}"[:MAX_LINE],
         concerns=[why[:MAX_LINE]],
         metrics=metrics,
+    )
+
+
+def interrupted_handoff(task: Task, files: list[str], diff: str, metrics: HandoffMetrics) -> Handoff:
+    """What a worker had done when it was stopped."""
+    return Handoff(
+        task_id=task.id,
+        status=HandoffStatus.PARTIAL,
+        summary=f"Interrupted at work; changed so far: {', '.join(one_line(f, 200) for f in files[:_FILES_NAMED])}",
+        diff=diff,
+        files_changed=files,
+        concerns=["the worker was interrupted before it had finished"],
+        metrics=metrics,
+    )
+
+
+def cancelled_handoff(task: Task, done: Handoff | None) -> Handoff:
+    """The handoff of a task that a person has cancelled. `done`: what had been done of it; it never lands."""
+    if done is None or not done.files_changed:
+        metrics = done.metrics if done else HandoffMetrics()
+        summary = "Cancelled by a person; nothing was done."
+        return Handoff(
+            task_id=task.id, status=HandoffStatus.BLOCKED, summary=summary, concerns=[BY_A_PERSON], metrics=metrics
+        )
+    return done.model_copy(
+        update={
+            "status": HandoffStatus.PARTIAL,
+            "summary": f"Cancelled by a person. {done.summary}"[:MAX_TEXT],
+            "concerns": [BY_A_PERSON, *done.concerns][:MAX_LIST],
+        }
     )

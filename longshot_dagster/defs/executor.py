@@ -52,7 +52,7 @@ from dagster._core.executor.base import Executor
 from longshot_dagster.adapters import leases
 from longshot_dagster.adapters.home import Home
 
-GRACE_S = 6.0  # `longshot` waits 8 s for the runs of a build that is interrupted
+GRACE_S = 12.0  # what workers have done is kept meanwhile; `longshot` waits 14 s for the runs of an interrupted build
 CLAIM_CHECK_S = 0.5  # Dagster's own back-off between claims grows to 15 s, in which a free slot stays idle
 _POLL_S = 0.25
 _MAX_CONCURRENT = 256

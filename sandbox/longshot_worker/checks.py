@@ -116,7 +116,8 @@ def _run(name: str, command: str, path: str, timeout_s: float) -> Check:
         status = "red"
     if status in ("red", "timeout") and name == "install" and offline:
         output += (
-            "\n[the sandbox has no network: SANDBOX_NETWORK=none; with SANDBOX_NETWORK=open it could be installed]"
+            "\n[the sandbox has no network: SANDBOX_NETWORK=none; SANDBOX_NETWORK=open lets it install, or prepare a venv, "
+            "name it in SANDBOX_READABLE, and let CHECK_TEST use it with CHECK_INSTALL=none]"
         )
     if status == "red" and ran.code == _NOT_FOUND:
         output += f"\n[a command is missing in the sandbox; CHECK_{name.upper()}=none leaves this check out]"

@@ -1,9 +1,10 @@
-"""The transcript: what happened, one JSON object per line, as it happens."""
+"""The transcript: what happened, one JSON object per line, as it happens; also on a stream that somebody may watch."""
 
 from __future__ import annotations
 
 import json
 import time
+from typing import TextIO
 
 from longshot_worker.commands import clipped
 
@@ -12,10 +13,14 @@ _MAX_FIELD = 20_000
 
 
 class Events:
-    """Appends to `path`; every line is on disk at once, so that a killed worker leaves its transcript behind."""
+    """Appends to `path`; every line is on disk at once, so that a killed worker leaves its transcript behind.
 
-    def __init__(self, path: str) -> None:
+    The same lines go to `live`, as long as somebody takes them.
+    """
+
+    def __init__(self, path: str, live: TextIO | None = None) -> None:
         self._file = open(path, "a", encoding="utf-8", errors="replace", buffering=1)
+        self._live = live
         self._began = time.monotonic()
         self._left = MAX_BYTES
 
@@ -29,6 +34,14 @@ class Events:
         if self._left <= 0:
             line = json.dumps({"type": "note", "text": "transcript full: nothing more is kept"})
         self._file.write(line + "\n")
+        self._show(line)
+
+    def _show(self, line: str) -> None:
+        try:
+            if self._live is not None:
+                print(line, file=self._live, flush=True)
+        except OSError:  # nobody listens any more
+            self._live = None
 
     def close(self) -> None:
         self._file.close()

@@ -50,8 +50,10 @@ class Repo:
         self.base = base
 
     @classmethod
-    def from_bundle(cls, bundle: str, path: str, base: str, branch: str, author: tuple[str, str]) -> Repo:
-        """A new repository with `branch` checked out at `base`; no remote, and build output excluded."""
+    def from_bundle(
+        cls, bundle: str, path: str, base: str, branch: str, author: tuple[str, str], start: str | None = None
+    ) -> Repo:
+        """A new repository with `branch` checked out at `start` (None: `base`); no remote, and build output excluded."""
         os.makedirs(path)
         repo = cls(path, base)
         repo.git("init", "--quiet")
@@ -61,7 +63,7 @@ class Repo:
         with open(os.path.join(path, ".git", "info", "exclude"), "a", encoding="utf-8") as file:
             # Never .gitignore: every branch would change it, and every branch would conflict.
             file.write("\n".join(ARTIFACTS) + "\n")
-        repo.git("checkout", "--quiet", "-B", branch, base)
+        repo.git("checkout", "--quiet", "-B", branch, start or base)
         return repo
 
     def collect(self, message: str) -> tuple[str, list[str]]:
@@ -71,8 +73,7 @@ class Repo:
         """
         if not os.path.isdir(os.path.join(self.path, ".git")):
             raise GitError("the agent removed .git")
-        for lock in ("index.lock", "HEAD.lock"):
-            _remove(os.path.join(self.path, ".git", lock))
+        self._remove_locks()
         too_large = self._too_large()
         self.git("add", "--all", "--", ".", *(f":(exclude,top,literal){name}" for name in too_large[:500]))
         self._absorb_nested_repositories()
@@ -146,6 +147,16 @@ class Repo:
         except GitError:
             return False
         return True
+
+    def _remove_locks(self) -> None:
+        """A git that was killed at work leaves its locks behind."""
+        folder = os.path.join(self.path, ".git")
+        for lock in ("index.lock", "HEAD.lock", "packed-refs.lock"):
+            _remove(os.path.join(folder, lock))
+        for directory, _, names in os.walk(os.path.join(folder, "refs")):
+            for name in names:
+                if name.endswith(".lock"):
+                    _remove(os.path.join(directory, name))
 
     def _too_large(self) -> list[str]:
         listing = self.git("ls-files", "-z", "--others", "--modified", "--exclude-standard")

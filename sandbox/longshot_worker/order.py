@@ -17,6 +17,7 @@ class Order:
     deadline_s: float
     version: int = 1
     mode: str = "work"
+    start: str | None = None  # commit to go on from instead of the base
     branch: str = "work"
     title: str = ""
     scope: list[str] = field(default_factory=list)

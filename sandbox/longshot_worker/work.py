@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 import traceback
 
@@ -36,11 +37,11 @@ def carry_out(order: Order, places: Places) -> None:
 
 
 def _work(order: Order, places: Places, until: float) -> dict[str, object]:
-    repo = _checkout(order, places.bundle_in, places.repo)
+    repo = _checkout(order, places.bundle_in, places.repo, order.start)
     run = _HARNESSES.get(order.harness)
     if run is None:
         return _crashed(order, f"there is no harness {order.harness!r} in this sandbox")
-    events = Events(places.transcript)
+    events = Events(places.transcript, sys.stdout)
     try:
         events.add("start", task=order.task_id, harness=order.harness, model=order.model, prompt=order.prompt)
         with Relay(places.socket) as relay:
@@ -102,8 +103,10 @@ def _check(order: Order, places: Places, repo: Repo, until: float) -> list[proje
     )
 
 
-def _checkout(order: Order, bundle: str, path: str) -> Repo:
-    return Repo.from_bundle(bundle, path, order.base, order.branch or "work", (order.author_name, order.author_email))
+def _checkout(order: Order, bundle: str, path: str, start: str | None = None) -> Repo:
+    """The base, or what an interrupted worker had made of it by `start`; compared with the base either way."""
+    author = (order.author_name, order.author_email)
+    return Repo.from_bundle(bundle, path, order.base, order.branch or "work", author, start)
 
 
 def _task(order: Order, repo: str) -> str:

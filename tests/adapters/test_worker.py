@@ -50,7 +50,8 @@ def isolation(request: pytest.FixtureRequest) -> Isolation:
 def test_a_task_becomes_a_branch_and_a_handoff(tmp_path: Path, socket: Path, isolation: Isolation) -> None:
     files = {"app.py": APP, "test_app.py": TEST, "AGENTS.md": "Be brief."}
     replies = [calls(RAISE_PRICE, ADAPT_TEST), done(suggestions=["raise it again"], concerns=["dear"])]
-    build = Build(tmp_path, socket, replies, files=files, isolation=isolation)
+    prices = {"llm_price_in": 1_000.0, "llm_price_out": 2_000.0}
+    build = Build(tmp_path, socket, replies, files=files, isolation=isolation, **prices)
     handoff = build.work()
 
     assert (handoff.status, handoff.summary) == (HandoffStatus.COMPLETE, "did it")
@@ -66,6 +67,7 @@ def test_a_task_becomes_a_branch_and_a_handoff(tmp_path: Path, socket: Path, iso
         CheckName.COMPILE: CheckStatus.GREEN,
         CheckName.TEST: CheckStatus.GREEN,
     }
+    assert (run.tokens_in, run.tokens_out, run.cost_usd) == (200, 40, 0.28)
     assert run.not_enforced[:2] == ("SANDBOX_CPU_CORES", "SANDBOX_MEMORY_MB")
     assert git(build.mirror.path, "rev-parse", f"refs/longshot/work/{BUILD}/r001-01") == run.head
 
@@ -177,7 +179,7 @@ def test_a_worker_that_hangs_is_salvaged(tmp_path: Path, socket: Path, monkeypat
     carry_out = order_run.carry_out
     monkeypatch.setattr(
         "longshot_dagster.adapters.worker.carry_out",
-        lambda sandbox, order, bundle, timeout_s, cancelled: carry_out(sandbox, order, bundle, 3.0, cancelled),
+        lambda sandbox, order, bundle, timeout_s, *more: carry_out(sandbox, order, bundle, 3.0, *more),
     )
     handoff = build.work()
     assert (handoff.status, handoff.files_changed) == (HandoffStatus.PARTIAL, ["app.py"])

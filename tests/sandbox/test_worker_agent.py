@@ -1,5 +1,6 @@
 """The built-in agent's loop against a scripted endpoint: how every kind of run ends."""
 
+import io
 import json
 import shutil
 import tempfile
@@ -59,6 +60,23 @@ def test_an_agent_that_writes_a_file_and_says_so_is_completed(short: Path, tmp_p
     assert first["messages"][1]["content"].splitlines()[0] == "# Task r001-01"
     assert {t["function"]["name"] for t in first["tools"]} == {"read", "write", "edit", "bash", "grep", "find", "ls"}
     assert [e["type"] for e in played.transcript] == ["turn", "tool_start", "tool_end", "turn", "harness_end"]
+
+
+def test_every_event_is_told_at_once_to_whoever_listens_and_a_deaf_listener_stops_nothing(tmp_path: Path) -> None:
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            if "two" in text:
+                raise BrokenPipeError
+            return super().write(text)
+
+    live = Gone()
+    events = Events(str(tmp_path / "t.jsonl"), live)
+    for kind in ("one", "two", "three"):
+        events.add(kind)
+    events.close()
+    kept = [json.loads(line)["type"] for line in (tmp_path / "t.jsonl").read_text().splitlines()]
+    assert kept == ["one", "two", "three"]
+    assert [json.loads(line)["type"] for line in live.getvalue().splitlines()] == ["one"]
 
 
 def test_prose_without_a_tool_call_is_the_final_message(short: Path, tmp_path: Path) -> None:

@@ -57,6 +57,28 @@ def test_build_output_stays_out_and_gitignore_stays_untouched(repo: Repo) -> Non
     assert paths(repo, head) == {"kept.py"}
 
 
+def test_locks_of_a_git_that_was_killed_are_in_nobodys_way(repo: Repo) -> None:
+    folder = Path(repo.path)
+    for lock in ("index.lock", "HEAD.lock", "refs/heads/worker/b/r001-01.lock"):
+        (folder / ".git" / lock).touch()
+    (folder / "left.txt").write_text("y\n")
+    head, _ = repo.collect("left over")
+    assert paths(repo, head) == {"left.txt"}
+
+
+def test_work_that_was_interrupted_is_gone_on_with_and_compared_with_the_base(repo: Repo, tmp_path: Path) -> None:
+    (Path(repo.path) / "half.txt").write_text("y\n")
+    half, _ = repo.collect("half")
+    repo.git("bundle", "create", "-q", str(tmp_path / "half.bundle"), "refs/heads/worker/b/r001-01")
+    data = (tmp_path / "half.bundle").read_bytes().replace(b"refs/heads/worker/b/r001-01\n", b"refs/heads/base\n", 1)
+    (tmp_path / "half.bundle").write_bytes(data)
+    author, bundle = ("w", "w@x.invalid"), str(tmp_path / "half.bundle")
+    again = Repo.from_bundle(bundle, str(tmp_path / "again"), repo.base, "worker/b/r001-01", author, half)
+    (Path(again.path) / "rest.txt").write_text("z\n")
+    head, _ = again.collect("rest")
+    assert paths(again, head) == {"half.txt", "rest.txt"} and again.commits(head) == 2
+
+
 def test_nothing_done_is_nothing_changed(repo: Repo) -> None:
     head, _ = repo.collect("rest")
     assert head == repo.base
