@@ -179,6 +179,13 @@ class Merger:
             return Clean(ran.out.split(b"\0", 1)[0].decode().strip())
         return Conflicted(self._describe(ran.out.decode("utf-8", "surrogateescape")))
 
+    def taken_back(self, onto: str, before: str, after: str) -> Clean | Conflicted:
+        """Three-way merge of the way from `after` back to `before` into `onto`."""
+        back = commit(
+            self.git, f"{before}^{{tree}}", (after,), "stand-in", self.at
+        )  # older gits merge descendants only
+        return self.merge(onto, back, after)
+
     def changed(self, old: str, new: str) -> tuple[str, ...]:
         """Paths that differ between two commits or trees."""
         listed = self.git.run("diff-tree", "-r", "-z", "--name-only", "--no-renames", old, new).out
