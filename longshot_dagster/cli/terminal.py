@@ -1,6 +1,9 @@
 """Everything the command line prints: plain lines, and a live status line where there is a terminal."""
 
+import contextlib
 import sys
+import time
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
@@ -10,11 +13,34 @@ from longshot_dagster.core.display import display, one_line
 
 if TYPE_CHECKING:
     from rich.live import Live
+    from rich.spinner import Spinner
+
+
+_SINCE_S = 2  # a wait that is over sooner needs no count
 
 
 def say(line: str) -> None:
     """One line on stdout, free of control characters: a text of somebody else's cannot begin a line of its own."""
-    click.echo(_one_line(line))
+    if _above:
+        _above[-1].line(line)
+    else:
+        click.echo(_one_line(line))
+
+
+def say_under(head: str, text: str) -> None:
+    """`head` and `text` as one line; in a terminal that is too narrow, the text is wrapped beside its head."""
+    if not sys.stdout.isatty():
+        say(head + text)
+        return
+    import shutil
+    import textwrap
+
+    width = max(len(head) + 30, shutil.get_terminal_size().columns)
+    under = " " * len(head)
+    for line in textwrap.wrap(
+        _one_line(text), width, initial_indent=head, subsequent_indent=under, break_on_hyphens=False
+    ):
+        say(line)
 
 
 def complain(line: str) -> None:
@@ -91,6 +117,67 @@ class LiveProgress:
     ) -> None:
         if self._live:
             self._live.__exit__(kind, error, trace)
+
+
+@contextlib.contextmanager
+def waiting(text: str) -> Iterator[Callable[[str], None]]:
+    """A spinner with `text`, and the seconds so far, while the block takes its time; nothing at all in a pipe.
+
+    Gives a function that changes the text. Inside the block `say` still prints lines of its own, above the spinner.
+    """
+    if not sys.stdout.isatty():
+        yield lambda _: None
+        return
+    from rich.live import Live
+
+    if _above:  # a wait inside a wait changes its text
+        outer = _above[-1].told
+        _above[-1].tell(text)
+        try:
+            yield _above[-1].tell
+        finally:
+            _above[-1].tell(outer)
+        return
+    shown = _Spinner(text)
+    with Live(shown, refresh_per_second=8, transient=True, redirect_stdout=False, redirect_stderr=False) as live:
+        shown.live = live
+        _above.append(shown)
+        try:
+            yield shown.tell
+        finally:
+            _above.pop()
+
+
+class _Spinner:
+    """Drawn anew by the display's own thread, so that the seconds go on while the caller blocks."""
+
+    def __init__(self, text: str) -> None:
+        from rich.spinner import Spinner
+
+        self.told = text
+        self.live: Live | None = None
+        self._dots = Spinner("dots")
+        self._began = time.monotonic()
+
+    def tell(self, text: str) -> None:
+        self.told = text
+
+    def line(self, text: str) -> None:
+        from rich.text import Text
+
+        if self.live:
+            self.live.console.print(Text(_one_line(text)), soft_wrap=True)
+
+    def __rich__(self) -> "Spinner":
+        from rich.text import Text
+
+        seconds = int(time.monotonic() - self._began)
+        since = f" {seconds} s" if seconds >= _SINCE_S else ""
+        self._dots.update(text=Text(f"{_one_line(self.told)}{since}", no_wrap=True, overflow="ellipsis"))
+        return self._dots
+
+
+_above: list[_Spinner] = []  # the spinner on the screen, if there is one
 
 
 def progress() -> Progress:

@@ -1,24 +1,28 @@
-"""What is new in a build's ledger since the last look, as plain lines for a person and as figures."""
+"""What is new in a build's ledger since the last look, as events, and how the build stands, as figures."""
 
 import os
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from longshot_dagster.adapters.ledger import BuildLedger
-from longshot_dagster.core.display import one_line
+from longshot_dagster.core import events
+from longshot_dagster.core.events import Event
 from longshot_dagster.core.ids import IterationKey, parse_iteration_key
 from longshot_dagster.core.models import (
     BuildPhase,
     BuildReport,
     BuildState,
-    Handoff,
-    LandingOutcome,
+    HandoffStatus,
     LandingState,
     Plan,
     Sweep,
+    Task,
 )
 from longshot_dagster.core.report import duration
+
+_SETTLES_NS = 2_000_000_000  # a folder's time may stay the same for changes that follow each other this fast
 
 
 @dataclass
@@ -30,7 +34,13 @@ class Tally:
     handed_off: set[str] = field(default_factory=set)
     landings: dict[str, LandingState] = field(default_factory=dict)
     tokens: int = 0
+    tokens_in: int = 0  # of these, what was sent
     state: BuildState = field(default_factory=BuildState)
+    tasks: dict[str, Task] = field(default_factory=dict)
+    statuses: dict[str, HandoffStatus] = field(default_factory=dict)
+    interrupted: set[str] = field(default_factory=set)
+    rounds: dict[str, tuple[int, bool]] = field(default_factory=dict)  # planner -> its newest round, and is it planned?
+    sweep: Sweep | None = None
 
     def count(self, *states: LandingState) -> int:
         return sum(s in states for s in self.landings.values())
@@ -55,22 +65,35 @@ class BuildWatch:
     def __init__(self, ledger: BuildLedger) -> None:
         self._ledger = ledger
         self._root = Path(str(ledger.directory))
-        self._times: dict[str, int] = {}
+        self._seen: dict[str, tuple[int, int]] = {}
+        self._settled: dict[str, int] = {}
+        self._met: set[str] = set()
+        self._ended: dict[str, float] = {}
+        self._phase = BuildPhase.RUNNING
+        self._noted = 0
         self.tally = Tally()
 
     def look(self) -> list[str]:
         """Lines about everything that was written since the last look."""
-        lines: list[str] = []
+        return [e.line for e in self.events() if not e.detail]
+
+    def events(self) -> list[Event]:
+        """Everything that was written since the last look, in the order in which it happened."""
+        found: list[Event] = []
+        if self._first("request") and self._ledger.exists():
+            found.append(events.started(self._ledger.request()))
         for key in self._iterations():
-            lines += self._iteration(key)
-        for task in _names(self._root / "tasks"):
-            lines += self._task(task)
+            found += self._iteration(key)
+        for task in self._touched("tasks"):
+            found += self._task(task)
         new = {int(Path(n).stem) for n in _names(self._root / "sweeps", ".json") if self._changed(f"sweeps/{n}")}
         if new:
-            lines += [_sweep_line(s) for s in self._ledger.sweeps() if s.number in new]
+            sweeps = self._ledger.sweeps()
+            found += [events.swept(s) for s in sweeps if s.number in new]
+            self.tally.sweep = sweeps[-1]
         if self._changed("state.json"):
-            lines += self._state(self._ledger.state())
-        return lines
+            found += self._state(self._ledger.state())
+        return sorted(found, key=lambda e: e.at)
 
     def report(self) -> BuildReport | None:
         return self._ledger.report()
@@ -79,48 +102,143 @@ class BuildWatch:
         for name in _names(self._root / "iterations"):
             yield parse_iteration_key(f"{self._ledger.build}.{name}")
 
-    def _iteration(self, key: IterationKey) -> list[str]:
+    def _iteration(self, key: IterationKey) -> list[Event]:
         folder = f"iterations/{key.short}"
-        lines = []
-        if self._times.setdefault(folder, 0) == 0:
-            self._times[folder] = 1
+        found = []
+        if self._first(folder):
             self.tally.iteration = key.short
+            if key.number >= self.tally.rounds.get(key.planner, (0, False))[0]:
+                self.tally.rounds[key.planner] = (key.number, False)
         if self._changed(f"{folder}/plan.json") and (plan := self._ledger.plan(key)):
-            self.tally.planned |= {t.id for t in plan.dispatched}
-            lines.append(_plan_line(key, plan))
+            self._planned(key, plan)
+            at = plan.planned_at or self._at(f"{folder}/plan.json")
+            found.append(events.planned(key, plan, at))
         if self._changed(f"{folder}/failure.json") and (failure := self._ledger.failure(key)):
             current = self._ledger.state().attempts.get(key.short, 1)
-            lines += [_shown(f"{key.short} failed: {failure.reason}")] if failure.attempt >= current else []
-        return lines
+            if failure.attempt >= current:
+                found.append(events.iteration_failed(key, failure, self._at(f"{folder}/failure.json")))
+        return found
 
-    def _task(self, task: str) -> list[str]:
-        lines = []
-        if self._changed(f"tasks/{task}/handoff.json") and (handoff := self._ledger.handoff(task)):
+    def _planned(self, key: IterationKey, plan: Plan) -> None:
+        dispatched = plan.dispatched
+        self.tally.planned |= {t.id for t in dispatched}
+        # One that proved atomic is planned twice: delegated by its parent, and then for a worker by its own planner.
+        atomic = {name for name, task in self.tally.tasks.items() if not task.delegated}
+        self.tally.tasks |= {t.id: t for t in plan.tasks if t.id not in atomic}
+        if key.number >= self.tally.rounds.get(key.planner, (0, False))[0]:
+            self.tally.rounds[key.planner] = (key.number, True)
+
+    def _task(self, task: str) -> list[Event]:
+        folder = f"tasks/{task}"
+        found: list[Event] = []
+        if self._changed(f"{folder}/interrupted.json") and (kept := self._reader().interrupted(task)):
+            self.tally.interrupted.add(task)
+            found.append(events.interrupted(kept, self._at(f"{folder}/interrupted.json")))
+        if self._changed(f"{folder}/cancel.json"):
+            found.append(events.cancel_asked(task, self._at(f"{folder}/cancel.json")))
+        if self._changed(f"{folder}/run.json") and (run := self._ledger.run(task)):
+            self._ended[task] = run.ended_at
+            found.append(events.begun(run))
+        if self._changed(f"{folder}/handoff.json") and (handoff := self._reader().handoff(task)):
             self.tally.handed_off.add(task)
-            lines.append(_handoff_line(handoff))
-        if self._changed(f"tasks/{task}/landing.json") and (landing := self._ledger.landing(task)):
-            if landing.state is not self.tally.landings.get(task) and landing.state is not LandingState.QUEUED:
-                lines.append(_landing_line(landing))
-            self.tally.landings[task] = landing.state
-        return lines
+            self.tally.interrupted.discard(task)
+            self.tally.statuses[task] = handoff.status
+            at = self._ended.get(task) or self._at(f"{folder}/handoff.json")
+            found.append(events.handed_off(handoff, at))
+        elif task in self.tally.handed_off and f"{folder}/handoff.json" not in self._seen:
+            self._forget(task)
+        found += self._earlier(task)
+        if self._changed(f"{folder}/landing.json"):
+            found += self._landing(task)
+        return found
 
-    def _state(self, state: BuildState) -> list[str]:
-        before, self.tally.state = self.tally.state, state
-        if state.phase is before.phase:
+    def _landing(self, task: str) -> list[Event]:
+        outcome = self._ledger.landing(task)
+        if outcome is None:
             return []
-        if state.phase is BuildPhase.PAUSED:
-            return [_shown(f"paused: {state.reason or 'no reason given'}")]
-        return [f"{state.phase.value}"]
+        before = self.tally.landings.get(task)
+        self.tally.landings[task] = outcome.state
+        if outcome.state is before:
+            return []
+        at = outcome.history[-1][1] if outcome.history else self._at(f"tasks/{task}/landing.json")
+        told = [] if before is not None else events.earlier_landings(outcome)
+        return [*told, events.landing(outcome, at)]
+
+    def _earlier(self, task: str) -> list[Event]:
+        """What was set aside when the task was given to another worker."""
+        found = []
+        for folder, run, handoff in self._reader().earlier_work(task):
+            if self._first(f"{task}/{folder.name}"):
+                found += [events.begun(run)] if run else []
+                done = events.handed_off(handoff, run.ended_at if run else folder.stat().st_mtime) if handoff else None
+                found += [replace(done, detail=True)] if done else []
+                found.append(events.set_aside(task, folder.stat().st_mtime))
+        return found
+
+    def _forget(self, task: str) -> None:
+        self.tally.handed_off.discard(task)
+        self.tally.statuses.pop(task, None)
+        self.tally.landings.pop(task, None)
+        self._ended.pop(task, None)
+
+    def _reader(self) -> BuildLedger:
+        """A ledger that is dropped at once: handoffs carry their diff, and a ledger keeps what it has read."""
+        return BuildLedger(self._ledger.directory, self._ledger.build)
+
+    def _state(self, state: BuildState) -> list[Event]:
+        self.tally.state = state
+        noted = self._ledger.phases()
+        new, self._noted = noted[self._noted :], len(noted)
+        found = []
+        # The state itself comes last: its note is written a moment later, and older versions wrote none.
+        for at, phase in [*new, (self._at("state.json"), state)]:
+            if phase.phase is not self._phase:
+                found.append(events.phase_changed(phase, at))
+                self._phase = phase.phase
+        return found
+
+    def _touched(self, folder: str) -> list[str]:
+        """Names below `folder` whose own folder has changed, or may have; a rename into it changes its time."""
+        now, found = time.time_ns(), []
+        try:
+            entries = list(os.scandir(self._root / folder))
+        except FileNotFoundError:
+            return []
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            changed = entry.stat(follow_symlinks=False).st_mtime_ns
+            if self._settled.get(entry.name) == changed:
+                continue
+            if now - changed > _SETTLES_NS:
+                self._settled[entry.name] = changed
+            found.append(entry.name)
+        return sorted(found)
+
+    def _first(self, name: str) -> bool:
+        """Is this the first time that `name` is met?"""
+        new = name not in self._met
+        self._met.add(name)
+        return new
 
     def _changed(self, name: str) -> bool:
         try:
-            time = os.stat(self._root / name).st_mtime_ns  # noqa: PTH116 - once per document per look
+            found = os.stat(f"{self._root}/{name}")  # noqa: PTH116 - once per document per look
         except FileNotFoundError:
+            self._seen.pop(name, None)
             return False
-        if self._times.get(name) == time:
+        stamp = (found.st_mtime_ns, found.st_ino)
+        if self._seen.get(name) == stamp:
             return False
-        self._times[name] = time
+        self._seen[name] = stamp
         return True
+
+    def _at(self, name: str) -> float:
+        """When a document was written, in seconds since the epoch."""
+        try:
+            return (self._root / name).stat().st_mtime
+        except FileNotFoundError:
+            return time.time()
 
 
 def _names(folder: Path, suffix: str = "") -> Sequence[str]:
@@ -128,44 +246,3 @@ def _names(folder: Path, suffix: str = "") -> Sequence[str]:
         return sorted(e.name for e in os.scandir(folder) if not e.name.startswith(".") and e.name.endswith(suffix))
     except FileNotFoundError:
         return ()
-
-
-def _plan_line(key: IterationKey, plan: Plan) -> str:
-    if not plan.tasks:
-        return f"{key.short} planned nothing more"
-    delegated = sum(t.delegated for t in plan.tasks)
-    more = f", {delegated} of them for subplanners" if delegated else ""
-    return f"{key.short} planned {len(plan.tasks)} task{'s' if len(plan.tasks) > 1 else ''}{more}"
-
-
-def _handoff_line(handoff: Handoff) -> str:
-    m = handoff.metrics
-    files = f"+{m.lines_added} -{m.lines_removed} in {len(handoff.files_changed)} files"
-    summary = next((line for line in handoff.summary.splitlines() if line.strip()), "")
-    return _shown(f"{handoff.task_id} handed off {handoff.status.value}, {files}: {summary}")
-
-
-def _landing_line(landing: LandingOutcome) -> str:
-    match landing.state:
-        case LandingState.LANDED:
-            withheld = f", {len(landing.withheld_paths)} withheld" if landing.withheld_paths else ""
-            return f"{landing.task} landed {len(landing.landed_paths)} files{withheld}"
-        case LandingState.SUPERSEDED:
-            return f"{landing.task} superseded by {landing.superseded_by}"
-        case LandingState.NOOP:
-            return f"{landing.task} had nothing to land"
-        case _:
-            return _shown(f"{landing.task} {landing.state.value}: {landing.reason}")
-
-
-def _sweep_line(sweep: Sweep) -> str:
-    if sweep.error:
-        return _shown(f"sweep {sweep.number} could not run: {sweep.error}")
-    if not sweep.checked and not sweep.red:
-        return f"sweep {sweep.number}: nothing to check"
-    red = [c.name.value for c in sweep.checks if c.red] + (["conflict markers"] if sweep.conflict_markers else [])
-    return f"sweep {sweep.number} {'RED: ' + ', '.join(red) if red else 'green'}"
-
-
-def _shown(text: str) -> str:
-    return one_line(text, 200)

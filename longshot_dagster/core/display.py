@@ -55,6 +55,8 @@ def code_block(text: object, language: str = "", limit: int = 20_000) -> str:
 
 
 def _printable(text: str) -> str:
+    if text.isprintable():  # no character of the categories below; most lines are such, and screens show many
+        return text
     out = []
     for c in text.replace("\r\n", "\n"):
         if c in "\n\t":

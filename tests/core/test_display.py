@@ -1,7 +1,10 @@
 """Hostile text on its way to a person's screen."""
 
+import sys
+import unicodedata
+
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.text import Text
 
@@ -10,6 +13,7 @@ from longshot_dagster.core.display import code_block, display
 HOSTILE = "[/bold] \x1b[31mred\x1b]8;;http://x\x07 <img src=x onerror=y> \u202egnp.exe ![a](http://x) `` ``` \x00"
 
 
+@settings(deadline=None)  # a busy machine is no wrong answer
 @given(st.text() | st.just(HOSTILE))
 def test_rich_shows_any_text_literally_and_never_crashes(text):
     shown = Text.from_markup(display(text, "terminal")).plain
@@ -36,8 +40,16 @@ def test_a_long_text_is_cut_and_says_so():
     assert display("x" * 5000, "plain", 100) == "x" * 99 + "…"
 
 
+@settings(deadline=None)  # a busy machine is no wrong answer
 @given(st.text(alphabet="`\nab"))
 def test_nothing_inside_a_code_block_closes_it(text):
     block = code_block(text)
     fence = block.split("\n", 1)[0]
     assert all(not line.startswith(fence) for line in block.split("\n")[1:-1])
+
+
+def test_what_is_printable_as_it_is_holds_none_of_what_is_taken_out() -> None:
+    removed = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+    assert not [
+        c for c in map(chr, range(sys.maxunicode + 1)) if c.isprintable() and unicodedata.category(c) in removed
+    ]
