@@ -1,6 +1,6 @@
 """The gateway process, one per host and home.
 
-    python -m longshot_dagster.adapters.gateway --home PATH [--detach]
+    python -m longshot_dagster.adapters.gateway --home PATH [--detach | --examine]
 
 It reads `{"endpoints": [...], "tuning": {...}}` from standard input, never from arguments or the environment, and keeps
 the keys in memory only. `gateway_client.py` starts it and talks to it.
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from longshot_dagster.adapters.exclusive import claim
 from longshot_dagster.adapters.gateway_server import GatewayServer
-from longshot_dagster.adapters.gateway_upstream import Tuning
+from longshot_dagster.adapters.gateway_upstream import Tuning, Upstream
 from longshot_dagster.adapters.home import Home
 from longshot_dagster.core.endpoints import Endpoint, endpoints_from_wire
 from longshot_dagster.core.errors import LongshotError
@@ -31,6 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m longshot_dagster.adapters.gateway")
     parser.add_argument("--home", required=True, type=Path)
     parser.add_argument("--detach", action="store_true", help="return as soon as the gateway answers")
+    parser.add_argument("--examine", action="store_true", help="ask every endpoint once, print what it says, and end")
     asked = parser.parse_args(argv)
     home = Home(asked.home)
     text = "" if sys.stdin.isatty() else sys.stdin.read()
@@ -42,6 +43,8 @@ def main(argv: list[str] | None = None) -> int:
         # Never with the text: it holds keys.
         sys.stderr.write('the gateway needs {"endpoints": [...]} on its standard input\n')
         return 2
+    if asked.examine:
+        return _examine(endpoints, tuning, str(document.get("model")))
     if asked.detach:
         return _detached(home, endpoints, tuning)
     return _serve(home, endpoints, tuning, ready=lambda: None)
@@ -66,6 +69,15 @@ def _serve(home: Home, endpoints: tuple[Endpoint, ...], tuning: Tuning, ready: C
         except (OSError, LongshotError) as e:
             sys.stderr.write(f"the gateway cannot start: {e}\n")
             return 2
+    return 0
+
+
+def _examine(endpoints: tuple[Endpoint, ...], tuning: Tuning, model: str) -> int:
+    async def look() -> list[dict[str, object]]:
+        async with Upstream(endpoints, tuning) as upstream:
+            return await upstream.examine(model)
+
+    json.dump({"endpoints": asyncio.run(look())}, sys.stdout)
     return 0
 
 

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -16,6 +17,7 @@ from longshot_dagster.adapters.home import Home
 from longshot_dagster.adapters.ledger import locked
 from longshot_dagster.adapters.token_counts import read_accounts
 from longshot_dagster.core.clock import Clock, SystemClock
+from longshot_dagster.core.display import one_line
 from longshot_dagster.core.endpoints import Endpoint, endpoints_to_wire
 from longshot_dagster.core.errors import LongshotError, ModelUnavailable, WrongUse
 from longshot_dagster.core.refusals import advice
@@ -23,8 +25,20 @@ from longshot_dagster.core.usage import Usage
 
 _START_S = 60.0
 _STOP_S = 15.0
+_EXAMINE_S = 120.0
 _NO_ENDPOINTS = "no model endpoint is configured: set LLM_BASE_URL and LLM_API_KEY, or LLM_ENDPOINTS (see .env.example)"
 _SECRET_WORDS = ("KEY", "TOKEN", "SECRET", "PASSWORD", "CREDENTIAL", "LLM_")
+
+
+@dataclass(frozen=True)
+class Examined:
+    """How one endpoint answered: `problem` and what to do about it are empty when it did."""
+
+    label: str
+    models: tuple[str, ...]
+    seconds: float
+    problem: str
+    remedy: str
 
 
 class Gateway:
@@ -101,6 +115,10 @@ class Gateway:
             raise ModelUnavailable(f"{problems[0]['line']}; {advice(problems[0]['kind'])}")
         return tuple(p["line"] for p in problems)
 
+    def examine(self, model: str) -> tuple[Examined, ...]:
+        """Ask every endpoint for its models and for one short answer of `model`; costs a few tokens at each."""
+        return _examined(self._call("POST", "/examine", {"model": model}, timeout_s=_EXAMINE_S)["endpoints"])
+
     def stop(self) -> None:
         """End the process and wait for it; nothing happens when it is not running."""
         if not self.alive():
@@ -155,6 +173,35 @@ class Gateway:
             error = document.get("error", {}) if isinstance(document, dict) else {}
             raise WrongUse(str(error.get("message", "the gateway refused"))[:500])
         return dict(document)
+
+
+def examine(home: Home, endpoints: Sequence[Endpoint], model: str) -> tuple[Examined, ...]:
+    """As `Gateway.examine`, by a process that has a gateway's environment and rules, and ends by itself."""
+    argv = [sys.executable, "-m", "longshot_dagster.adapters.gateway", "--home", str(home.root), "--examine"]
+    document = json.dumps({"endpoints": endpoints_to_wire(endpoints), "model": model}).encode()
+    try:
+        ended = subprocess.run(
+            argv, input=document, capture_output=True, env=_environment(), timeout=_EXAMINE_S, check=False
+        )
+        return _examined(json.loads(ended.stdout)["endpoints"])
+    except subprocess.TimeoutExpired:
+        raise LongshotError(f"the endpoints gave no answer within {_EXAMINE_S:.0f} s") from None
+    except (ValueError, KeyError):
+        said = ended.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2]
+        raise LongshotError(f"the endpoints could not be asked: {one_line(said, 300)}") from None
+
+
+def _examined(found: Sequence[Mapping[str, Any]]) -> tuple[Examined, ...]:
+    return tuple(
+        Examined(
+            one_line(e["label"]),
+            tuple(one_line(m, 100) for m in e["models"]),
+            e["seconds"],
+            e["line"],
+            advice(e["kind"]) if e["line"] else "",
+        )
+        for e in found
+    )
 
 
 class _UnixConnection(http.client.HTTPConnection):

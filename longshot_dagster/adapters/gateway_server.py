@@ -224,6 +224,7 @@ class GatewayServer:
         app.router.add_get("/status", self._control_status)
         app.router.add_post("/endpoints", self._control_endpoints)
         app.router.add_post("/probe", self._control_probe)
+        app.router.add_post("/examine", self._control_examine)
         app.router.add_post("/stop", self._control_stop)
         return app
 
@@ -295,6 +296,10 @@ class GatewayServer:
         # What may have passed in a moment is the planner's first round to find out, with the gateway's patience.
         passing = (Kind.RATE_LIMITED, Kind.TIMEOUT)
         return None if refusal and refusal.kind in passing else refusal
+
+    async def _control_examine(self, request: web.Request) -> web.Response:
+        model = str((await request.json())["model"])
+        return web.json_response({"endpoints": await self._upstream.examine(model)})
 
     async def _control_stop(self, request: web.Request) -> web.Response:
         asyncio.get_running_loop().call_later(0.05, self._stopping.set)

@@ -21,6 +21,8 @@ from longshot_dagster.core.usage import REHEARSAL_MODEL, is_rehearsal
 
 MAX_ANSWER_BYTES = 64 << 20
 _MAX_ERROR_BYTES = 64 << 10
+_EXAMINED_S = 60.0
+_MODELS_TOLD = 200
 _FORWARDED = frozenset({"content-type", "accept", "user-agent", "anthropic-version", "openai-beta"})
 
 
@@ -123,6 +125,23 @@ class Upstream:
             pool, endpoint, "POST", "chat/completions", {}, json.dumps(ask).encode(), False, timeout_s
         )
         return outcome if isinstance(outcome, Refusal) else None
+
+    async def examine(self, model: str) -> list[dict[str, object]]:
+        """What each endpoint itself says: its list of models, and one short answer of `model`, each asked once."""
+        return list(await asyncio.gather(*(self._examine(e, model) for e in self.endpoints)))
+
+    async def _examine(self, endpoint: Endpoint, model: str) -> dict[str, object]:
+        refusal, models = await self.look(endpoint)
+        began = self._clock.monotonic()
+        if refusal is None or not (refusal.kind.lasting or refusal.kind is Kind.UNREACHABLE):
+            refusal = await self.try_model(endpoint, model, timeout_s=_EXAMINED_S)
+        return {
+            "label": endpoint.label,
+            "models": sorted(models)[:_MODELS_TOLD],
+            "seconds": self._clock.monotonic() - began,
+            "line": self.scrub(refusal.line) if refusal else "",
+            "kind": refusal.kind.value if refusal else "",
+        }
 
     async def _attempt(
         self,

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from longshot_dagster.core.errors import WrongUse
 
+_ROOM_BYTES = 4 << 20  # tells a full disk from one that is not; what a build needs, nobody knows before
+
 
 class Home:
     """The folders below LONGSHOT_HOME; each is created when first asked for, readable by its owner only."""
@@ -24,9 +26,18 @@ class Home:
     def mirrors(self) -> Path:
         return self._folder("mirrors")
 
+    def mirror_of(self, url: str) -> Path:
+        """Where the mirror of the repository at `url` lies, with what its builds share; made when first used."""
+        name = hashlib.sha256(url.encode("utf-8", "surrogateescape")).hexdigest()[:20]
+        return self.mirrors / f"{name}.git"
+
     @property
     def sandboxes(self) -> Path:
         return self._folder("sandboxes")
+
+    @property
+    def leaving(self) -> Path:
+        return self._folder("leaving")
 
     @property
     def dagster(self) -> Path:
@@ -68,6 +79,19 @@ class Home:
             for folder in (self.runtime / "t", self.runtime):
                 if folder.exists():
                     folder.rmdir()
+
+    def check_room(self) -> None:
+        """Write something for good, and take it away again. Raises WrongUse when the disk is full or read-only."""
+        try:
+            with tempfile.TemporaryFile(dir=self.builds) as file:
+                file.write(bytes(_ROOM_BYTES))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as e:
+            raise WrongUse(
+                f"cannot write below LONGSHOT_HOME={self.root}: {e.strerror}; free some space there, or set LONGSHOT_HOME "
+                "to a folder on another disk"
+            ) from e
 
     def _folder(self, name: str) -> Path:
         """Raises WrongUse when it cannot be made, or when somebody else could have put things into it."""

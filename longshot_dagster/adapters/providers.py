@@ -1,6 +1,7 @@
 """Which sandbox provider a build gets, and which of its settings that provider cannot keep."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from longshot_dagster.adapters.home import Home
 from longshot_dagster.adapters.sandbox_local import LocalProvider
@@ -22,10 +23,24 @@ def make_provider(settings: Settings, origins: Mapping[str, Origin], home: Home)
     except SandboxRefused as e:
         raise WrongUse(str(e)) from e
     not_enforced(settings, origins, provider)
+    _check_readable(settings, home)
     note = "local sandboxes (bubblewrap)" if isolation == "namespace" else "local, NOT isolated: agents run as you"
     if settings.sandbox_provider is Provider.AUTO:
         note = f"auto: the Modal provider does not exist yet, using {note}"
     return provider, note
+
+
+def _check_readable(settings: Settings, home: Home) -> None:
+    """Raises WrongUse for a folder that is missing, or would show agents keys, sessions or other builds."""
+    for name in settings.readable_folders:
+        folder = Path(name).resolve()
+        if not folder.is_dir():
+            raise WrongUse(f"SANDBOX_READABLE names {name}, and there is no such folder")
+        ours, person = home.root.resolve(), Path.home().resolve()
+        if folder.is_relative_to(ours) or ours.is_relative_to(folder) or person.is_relative_to(folder):
+            raise WrongUse(
+                f"SANDBOX_READABLE={name} would show agents your home folder or Longshot's own; name the one folder they need"
+            )
 
 
 def not_enforced(settings: Settings, origins: Mapping[str, Origin], provider: SandboxProvider) -> tuple[str, ...]:

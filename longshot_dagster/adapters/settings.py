@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
@@ -27,8 +28,26 @@ from longshot_dagster.core.settings import Origin, Settings
 
 FIELDS = {name.upper(): (name, info) for name, info in Settings.model_fields.items()}
 ENDPOINT_NAMES = ("LLM_BASE_URL", "LLM_API_KEY", "LLM_ENDPOINTS")
-# Of the process, not of a build.
-PROCESS_NAMES = ("LONGSHOT_HOME", "LONGSHOT_UI_PORT", *ENDPOINT_NAMES)
+DEFAULT_UI_PORT = 3000
+DEFAULT_BACKLOG_BUILDS = 2
+# Of the process, not of a build: name -> (default, meaning).
+PROCESS = {
+    "LLM_BASE_URL": ("", "URL of one OpenAI-compatible endpoint, like https://llm.example/v1"),
+    "LLM_API_KEY": ("", "its key; held by the gateway alone"),
+    "LLM_ENDPOINTS": ("", "several endpoints as JSON, by weight, in place of the two above"),
+    "LONGSHOT_HOME": ("~/.longshot", "where Longshot keeps builds, mirrors, logs and Dagster's home"),
+    "LONGSHOT_UI_PORT": (str(DEFAULT_UI_PORT), "port of the Dagster UI on 127.0.0.1; 0 takes any free one"),
+    "LONGSHOT_BACKLOG": (
+        "",
+        "folder whose items become builds; empty: `backlog` where `longshot up` is started, if it is there, "
+        "else in LONGSHOT_HOME",
+    ),
+    "LONGSHOT_BACKLOG_BUILDS": (
+        str(DEFAULT_BACKLOG_BUILDS),
+        "builds of the backlog at once, paused ones included; 0 starts none (0 to 100)",
+    ),
+}
+PROCESS_NAMES = tuple(PROCESS)
 # What `longshot up` tells its own children; never set by a person.
 INHERITED_DOTENV = "LONGSHOT_INHERITED_DOTENV"
 STACK_MARK = "LONGSHOT_STACK"
@@ -41,13 +60,28 @@ PREFIXES = (
 # In the process environment other programs own names too (GIT_DIR, LLM_CACHE ...); these two prefixes are only ours.
 ONLY_OURS = ("LONGSHOT_", "FINALIZATION_")
 # A repository must not decide how well its agents are locked in, where the work goes, nor what it may cost.
-_NOT_FOR_TARGETS = ("git_repo_url", "sandbox_provider", "sandbox_isolation", "sandbox_network", "max_tokens_per_build")
+NOT_FOR_TARGETS = (
+    *("git_repo_url", "sandbox_provider", "sandbox_isolation", "sandbox_network", "sandbox_readable"),
+    *("max_tokens_per_build", "llm_price_in", "llm_price_out"),
+)
 _SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL")
 _CLOSE = 0.88  # LLM_MODLE is a typo of LLM_MODEL (0.89); GIT_BRANCH, which CI servers set, is none of ours (0.80)
 _MAX_DOTENV = 1 << 20
 _MAX_TOML = 64 << 10
 
-DEFAULT_UI_PORT = 3000
+
+@dataclass(frozen=True)
+class BacklogPlace:
+    """Where the backlog's items lie and how many of its builds there may be at once; `named`: a person said where."""
+
+    folder: Path
+    builds: int
+    named: bool
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """For the environment of the stack, whose processes live in another folder."""
+        return {"LONGSHOT_BACKLOG": str(self.folder), "LONGSHOT_BACKLOG_BUILDS": str(self.builds)}
 
 
 @dataclass(frozen=True)
@@ -114,7 +148,7 @@ def launched(settings: Mapping[str, object], origins: Mapping[str, str]) -> Reso
 
 def as_launch(resolved: Resolved) -> tuple[dict[str, Any], dict[str, str]]:
     """`settings` and `origins` for the `start_build` job: everything, so that its own environment adds nothing."""
-    settings = {n: v for n, v in resolved.settings.model_dump(mode="json").items() if v != ""}
+    settings = {n: v for n, v in resolved.settings.model_dump(mode="json").items() if v not in ("", None)}
     return settings, {n: resolved.origins.get(n, Origin.DEFAULT).value for n in settings}
 
 
@@ -138,6 +172,19 @@ def ui_port(environ: Mapping[str, str], dotenv: Path | None = None) -> int:
     return int(text)
 
 
+def backlog(environ: Mapping[str, str], dotenv: Path | None, where: Home, beside: Path | None = None) -> BacklogPlace:
+    """LONGSHOT_BACKLOG and LONGSHOT_BACKLOG_BUILDS; `beside` is where `longshot up` was started. Raises WrongUse."""
+    values = _process_values(environ, dotenv)
+    text = values["LONGSHOT_BACKLOG_BUILDS"] or str(DEFAULT_BACKLOG_BUILDS)
+    if not re.fullmatch(r"\d{1,3}", text) or int(text) > 100:
+        raise WrongUse(f"LONGSHOT_BACKLOG_BUILDS={_shown(text)} is not a number of builds; give 0 to 100")
+    if named := values["LONGSHOT_BACKLOG"]:
+        return BacklogPlace(Path(named).expanduser().absolute(), int(text), named=True)
+    if beside is not None and (beside / "backlog").is_dir():
+        return BacklogPlace((beside / "backlog").absolute(), int(text), named=False)
+    return BacklogPlace(where.root / "backlog", int(text), named=False)
+
+
 def inheritable(dotenv: Path | None) -> str:
     """The settings of `.env`, without any secret, as the stack hands them to its children."""
     return json.dumps(_dotenv_layer(dotenv))
@@ -158,28 +205,13 @@ def default_dotenv() -> Path | None:
     return path if path.is_file() else None
 
 
-def env_example() -> str:
-    """The text of `.env.example`: every variable with its default and meaning."""
-    lines = [
-        "# Settings of Longshot. Copy to .env, or set them in the environment; `longshot --help` says which wins.",
-        "# A line that is commented out shows the default.",
-        "",
-        "# Where the models are: one OpenAI-compatible endpoint ...",
-        "# LLM_BASE_URL=https://llm.example/v1",
-        "# LLM_API_KEY=",
-        "# ... or several, by weight:",
-        '# LLM_ENDPOINTS=[{"name":"primary","endpoint":"https://llm.example/v1","apiKey":"...","weight":100}]',
-        "",
-        "# Where Longshot keeps builds, mirrors, logs and Dagster's home",
-        "# LONGSHOT_HOME=~/.longshot",
-        "# Port of the Dagster UI on 127.0.0.1; 0 takes any free one",
-        f"# LONGSHOT_UI_PORT={DEFAULT_UI_PORT}",
-    ]
-    for variable, (_, info) in FIELDS.items():
-        wanted = _range(info)
-        lines += ["", f"# {info.description}" + (f" ({wanted})" if wanted else "")]
-        lines.append(f"# {variable}={_written(info.default)}")
-    return "\n".join(lines) + "\n"
+def process_origins(environ: Mapping[str, str], dotenv: Path | None) -> dict[str, tuple[str, Origin]]:
+    """(value, origin) of every setting of the process, the keys among them in clear: mask before showing."""
+    values, found = _process_values(environ, dotenv), {}
+    for name, (default, _) in PROCESS.items():
+        origin = Origin.ENVIRONMENT if (environ.get(name) or "").strip() else Origin.DOTENV
+        found[name] = (values[name], origin) if values[name] else (default, Origin.DEFAULT)
+    return found
 
 
 # --- layers: field name -> raw value ------------------------------------------------------------------------------
@@ -222,7 +254,7 @@ def _target(text: str | None) -> dict[str, object]:
         raise WrongUse(f".longshot.toml of the target is not TOML: {display(e, 'plain', 200)}") from e
     for name in raw:
         plain = _plain(name)
-        if plain in _NOT_FOR_TARGETS:
+        if plain in NOT_FOR_TARGETS:
             raise WrongUse(
                 f"{plain.upper()} (.longshot.toml) is not for a repository to decide; set it in the environment or .env"
             )
@@ -263,7 +295,7 @@ def _process_values(environ: Mapping[str, str], dotenv: Path | None) -> dict[str
 def _parsed(name: str, value: object, origin: Origin) -> object:
     """`value`, often a text, as its field wants it; range and pattern are the model's to check."""
     info = Settings.model_fields[name]
-    kind = info.annotation
+    kind = _kind(info)
     text = str(value).strip()
     if kind is bool:
         truth = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}.get(text.lower())
@@ -272,7 +304,7 @@ def _parsed(name: str, value: object, origin: Origin) -> object:
         return truth
     if kind is int:
         if isinstance(value, bool | float) or not re.fullmatch(r"[+-]?\d{1,18}", text):
-            raise _wrong(name, value, origin, f"is not a whole number; give {_range(info)}")
+            raise _wrong(name, value, origin, f"is not a whole number; give {range_of(info)}")
         return int(text)
     if kind is float:
         try:
@@ -280,7 +312,7 @@ def _parsed(name: str, value: object, origin: Origin) -> object:
         except ValueError:
             number = math.nan
         if isinstance(value, bool) or not math.isfinite(number):
-            raise _wrong(name, value, origin, f"is not a number; give {_range(info)}")
+            raise _wrong(name, value, origin, f"is not a number; give {range_of(info)}")
         return number
     if isinstance(kind, type) and issubclass(kind, Enum):
         choices = [str(member.value) for member in kind]
@@ -300,15 +332,21 @@ def _validated(values: dict[str, object], raw: Mapping[str, object], origins: Ma
     except ValidationError as e:
         first = e.errors(include_url=False)[0]
         name = str(first["loc"][0])
-        said = f"is out of range; give {_range(Settings.model_fields[name])}"
+        said = f"is out of range; give {range_of(Settings.model_fields[name])}"
         if first["type"] == "value_error":
             said = first["msg"].removeprefix("Value error, ")
         raise _wrong(name, raw.get(name, ""), origins.get(name, Origin.DEFAULT), said) from e
 
 
-def _range(info: FieldInfo) -> str:
+def _kind(info: FieldInfo) -> object:
+    """The type of a value that is given; what may stay unknown is typed `float | None`."""
+    given = [kind for kind in get_args(info.annotation) if kind is not NoneType]
+    return given[0] if given else info.annotation
+
+
+def range_of(info: FieldInfo) -> str:
     """`0 to 1000`, `at least 1`, `more than 0`; empty for what is no number."""
-    if info.annotation not in (int, float):
+    if _kind(info) not in (int, float):
         return ""
     bounds = {k: getattr(m, k) for m in info.metadata for k in ("ge", "gt", "le") if hasattr(m, k)}
     low = bounds.get("ge")
@@ -353,7 +391,10 @@ def _shown(value: object) -> str:
     return one_line(value, 80)
 
 
-def _written(value: object) -> str:
+def written(value: object) -> str:
+    """`value` as it is written into a file of settings."""
     if isinstance(value, bool):
         return str(value).lower()
+    if value is None:
+        return ""
     return str(value.value) if isinstance(value, Enum) else str(value)

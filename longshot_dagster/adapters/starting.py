@@ -58,7 +58,7 @@ def start_build(
     target = _target(repository, resolved, ledger.build, land_on)
     make_provider(resolved.settings, resolved.origins, home)
     gateway.ensure(None)
-    target, base, resolved = _prepared(home, target, repository, resolved, ledger.build, land_on, clock)
+    target, base, resolved = prepared(home, target, repository, resolved, ledger.build, land_on, clock)
     make_provider(resolved.settings, resolved.origins, home)
     silent = _model_trouble(gateway, resolved.settings.llm_model)
     if silent:
@@ -74,7 +74,7 @@ def start_build(
         rehearsal=bool(gateway.status().get("rehearsal", False)),
     )
     ledger.save_request(made)
-    return made
+    return ledger.request()  # as the ledger has it, with the version that wrote it
 
 
 def _again(ledger: BuildLedger, text: str) -> BuildRequest:
@@ -89,10 +89,10 @@ def _target(repository: str, resolved: Resolved, build: str, land_on: str | None
     return resolve_target(where, resolved.settings, build, (land_on or "").strip() or None)
 
 
-def _prepared(
+def prepared(
     home: Home, target: Target, repository: str, resolved: Resolved, build: str, land_on: str | None, clock: Clock
 ) -> tuple[Target, str, Resolved]:
-    """(target, commit to start from, settings with the target's own below the person's)."""
+    """(target, commit to start from, settings with the target's own below the person's); an empty one gets its first commit."""
     base = prepare_target(target, clock)
     mirror = Mirror(home, target)
     mirror.fetch()

@@ -22,7 +22,7 @@ from longshot_dagster.core.settings import Settings
 
 QUEUE_NAME = "longshot queue"
 QUEUE_EMAIL = "queue@longshot.invalid"
-RESERVED = frozenset({"work", "landed", "fetched", "checkpoint", "green"})  # names below refs/longshot/
+RESERVED = frozenset({"work", "landed", "fetched", "checkpoint", "green", "backup"})  # names below refs/longshot/
 
 _SCHEMES = ("https", "http", "ssh", "git+ssh", "ssh+git", "git")
 _SCP = re.compile(r"(?:[\w.+~-]+@)?[\w.-]*[\w]:(?!//)[^\s]+")
@@ -34,7 +34,7 @@ def resolve_target(repository: str, settings: Settings, build: str, land_on: str
 
     Raises WrongUse: missing path, no repository, a password in the URL, a transport that runs programs.
     """
-    version()
+    _check_git()
     if build in RESERVED:
         raise WrongUse(f"{build!r} cannot name a build; its refs would lie in the way")
     text = repository.strip()
@@ -47,16 +47,33 @@ def resolve_target(repository: str, settings: Settings, build: str, land_on: str
     return _local(repository, _path_of(text), base, build, land_on)
 
 
+def check_url(repository: str) -> None:
+    """Raises WrongUse for a URL that could never be built in, one with a password among them; asks nobody."""
+    text = repository.strip()
+    if text:
+        _check_text(text)
+        if _is_remote(text):
+            _checked_url(text)
+
+
 def prepare_target(target: Target, clock: Clock) -> Oid:
     """Prove that `target` can be read and pushed to; returns the commit the build starts from.
 
     An empty repository gets its first commit. Raises WrongUse with git's reason, or naming the branches there are.
     """
-    heads = _heads(target)
+    return look_at(target) or _first_commit(target, clock)
+
+
+def look_at(target: Target) -> Oid | None:
+    """The commit a build on `target` starts from; None: it is empty. Nothing is changed, a push is only tried.
+
+    Raises WrongUse with git's reason, or naming the branches there are.
+    """
+    heads = branch_heads(target)
     _check_room(target, heads)
     _check_push(target)
     if not heads:
-        return _first_commit(target, clock)
+        return None
     head = heads.get(target.branch) or heads.get(target.base_branch)
     if head is None:
         names = ", ".join(sorted(display(name, "plain", 60) for name in heads)[:10])
@@ -67,6 +84,13 @@ def prepare_target(target: Target, clock: Clock) -> Oid:
 
 
 # --- reading what the person typed -----------------------------------------------------------------------------------
+
+
+def _check_git() -> None:
+    try:
+        version()
+    except RepositoryError as e:
+        raise WrongUse(str(e)) from e
 
 
 def _check_text(text: str) -> None:
@@ -141,7 +165,7 @@ def _local(repository: str, path: Path, base: str, build: str, land_on: str | No
     origin = _origin(git_dir)
     if origin is None:
         _check_whole(path, git_dir)
-        if land_on is not None:
+        if land_on not in (None, f"longshot/{build}"):
             raise WrongUse(
                 f"{path} has no origin, so the build lands on longshot/{build} in it; --land-on is for remotes"
             )
@@ -210,7 +234,7 @@ def _check_branch(name: str) -> None:
 # --- proving it ------------------------------------------------------------------------------------------------------
 
 
-def _heads(target: Target) -> dict[str, str]:
+def branch_heads(target: Target) -> dict[str, str]:
     """Branch name -> commit, of the target as it is now."""
     try:
         listed = Git(network=True).run("ls-remote", "--heads", "--", target.url, timeout_s=120).out
@@ -252,7 +276,7 @@ def _first_commit(target: Target, clock: Clock) -> Oid:
             _push(Path(folder), target.url, first, f"refs/heads/{branch}", f"--force-with-lease=refs/heads/{branch}:")
         except RepositoryError:
             # Another build may have been first.
-            there = _heads(target).get(branch)
+            there = branch_heads(target).get(branch)
             if there is None:
                 raise
             return there

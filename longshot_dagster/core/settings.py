@@ -7,6 +7,10 @@ from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+# Places of a sandbox's own: below the first, nothing of the host may lie; the second, nothing of the host may cover.
+_SANDBOXES_OWN = ("work/repo", "work/base", "longshot", "etc", "proc", "dev", "sys")
+_ROOTS = ("work", "tmp", "home", "home/agent", "root", "usr", "var")
+
 
 class Origin(StrEnum):
     """Where a value came from, strongest first."""
@@ -83,6 +87,10 @@ class Settings(BaseModel):
         default=Isolation.AUTO,
         description="auto needs bubblewrap; none runs agents as YOU, with your files and network, and must be asked for",
     )
+    sandbox_readable: str = Field(
+        default="",
+        description="folders of this host that agents may read, `:` between them, such as a venv with the tests' libraries",
+    )
     sandbox_cpu_cores: float = Field(default=4, gt=0, le=256, description="CPU cores per sandbox")
     sandbox_memory_mb: int = Field(default=8192, ge=64, description="memory per sandbox, MB")
     sandbox_idle_timeout: int = Field(
@@ -122,6 +130,24 @@ class Settings(BaseModel):
     checkpoint: Checkpoint = Field(
         default=Checkpoint.REMOTE, description="push the ledger beside main, or keep it local"
     )
+
+    @property
+    def readable_folders(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(path for path in self.sandbox_readable.split(":") if path))
+
+    @field_validator("sandbox_readable")
+    @classmethod
+    def _folders(cls, value: str) -> str:
+        for path in filter(None, value.split(":")):
+            parts = [part for part in path.split("/") if part not in ("", ".")]
+            plain = "/".join(parts)
+            if not path.startswith("/") or ".." in parts or any(ord(c) < 32 for c in path):
+                raise ValueError("is not a list of absolute paths without `..`, `:` between them")
+            if not parts or plain in _ROOTS or f"{plain}/".startswith(tuple(f"{own}/" for own in _SANDBOXES_OWN)):
+                raise ValueError(
+                    f"cannot hold {path[:200]}: a sandbox has its own there; name the one folder agents need"
+                )
+        return value
 
     @field_validator("git_main_branch", "git_branch_prefix")
     @classmethod

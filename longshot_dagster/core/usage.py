@@ -1,7 +1,10 @@
 """How many tokens an answer cost: read from what the endpoint says, estimated from its bytes when it says nothing."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from longshot_dagster.core.costs import cost_usd
+from longshot_dagster.core.settings import Settings
 
 BYTES_PER_TOKEN = 4  # the usual rule of thumb for English and code; only used where an endpoint reports nothing
 _MAX_LINE = 4 << 20
@@ -13,7 +16,7 @@ REHEARSAL_FINGERPRINT = "rehearsal"
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens of one key or one build. `cost_usd` is None: no prices are known yet."""
+    """Tokens of one key or one build. `cost_usd` is None where no prices are known: the gateway knows none."""
 
     tokens_in: int = 0
     tokens_out: int = 0
@@ -24,6 +27,10 @@ class Usage:
     @property
     def total(self) -> int:
         return self.tokens_in + self.tokens_out
+
+    def priced(self, settings: Settings) -> "Usage":
+        """The same with what it costs by the prices of a build, if both are set."""
+        return replace(self, cost_usd=cost_usd(self.tokens_in, self.tokens_out, settings))
 
     def __add__(self, other: "Usage") -> "Usage":
         return Usage(

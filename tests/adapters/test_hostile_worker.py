@@ -20,12 +20,13 @@ from worked import APP, BUILD, TEST, Build, git
 from scripted_chat import calls, done  # isort: skip - found through `worked`
 
 from longshot_dagster.adapters.landing import LandingQueue
+from longshot_dagster.adapters.last_word import last_word, markdown, page
 from longshot_dagster.adapters.sandbox_local import LocalProvider, LocalSandbox
 from longshot_dagster.cli.terminal import say
 from longshot_dagster.cli.watching import BuildWatch
 from longshot_dagster.core.ids import IterationKey
 from longshot_dagster.core.models import Handoff, HandoffStatus, LandingOutcome, LandingState, Plan
-from longshot_dagster.core.report import make_report, report_markdown, summary_lines
+from longshot_dagster.core.report import make_report, summary_lines
 from longshot_dagster.core.sandbox import SandboxSpec
 from longshot_dagster.core.settings import Isolation
 
@@ -185,13 +186,23 @@ def must_be_harmless(situation: Situation) -> None:
         assert all(plain(str(text)) for text in texts), name
         if type(value).__name__ == "MarkdownMetadataValue":
             must_be_plain_markdown(str(value.value), name)
-    must_be_plain_markdown(report_markdown(report, request), "report")
+    word = last_word(build.ledger, build.home, 2.0)
+    must_be_plain_markdown(markdown(word), "report")
+    must_be_our_own_html(page(word))
 
 
 def must_be_plain_markdown(text: str, name: str) -> None:
     rendered = MarkdownIt("commonmark", {"html": True}).enable("table").render(text)
     found = set(re.findall(r"<(\w+)", re.sub(r'<code class="[^"]*">', "<code>", rendered)))
     assert found <= {"p", "ul", "li", "pre", "code", "h1", "h2", "table", "thead", "tbody", "tr", "th", "td"}, name
+
+
+def must_be_our_own_html(text: str) -> None:
+    """No element that loads or runs anything, and no attribute that names a place elsewhere."""
+    found = set(re.findall(r"<([a-zA-Z]+)", text))
+    assert found.isdisjoint({"script", "img", "iframe", "object", "embed", "link", "form", "base", "image", "use"})
+    assert set(re.findall(r"(?:href|src)=\"([^\"]*)", text)) <= {f"#{t}" for t in ("r001-01",)}
+    assert plain(text)
 
 
 # --- bundles ---------------------------------------------------------------------------------------------------------

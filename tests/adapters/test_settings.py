@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from longshot_dagster.adapters import settings
+from longshot_dagster.adapters import settings, settings_pages
 from longshot_dagster.adapters.settings import Resolved, resolve, with_target
 from longshot_dagster.core.errors import WrongUse
 from longshot_dagster.core.settings import Isolation, MergeStrategy, Origin, Settings
@@ -109,6 +109,12 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
         "SANDBOX_ISOLATION (.longshot.toml) is not for a repository to decide; set it in the environment or .env",
     ),
     ({"toml": "max_workers = 2.5"}, "MAX_WORKERS=2.5 (.longshot.toml) is not a whole number; give 0 to 1000"),
+    ({"env": {"LLM_PRICE_IN": "cheap"}}, "LLM_PRICE_IN=cheap (environment) is not a number; give at least 0"),
+    ({"env": {"LLM_PRICE_OUT": "-1"}}, "LLM_PRICE_OUT=-1 (environment) is out of range; give at least 0"),
+    (
+        {"toml": "llm_price_in = 0"},
+        "LLM_PRICE_IN (.longshot.toml) is not for a repository to decide; set it in the environment or .env",
+    ),
     ({"toml": "check_test = 3"}, "CHECK_TEST=3 (.longshot.toml) is not a text"),
     (
         {"dotenv": "GIT_TOKEN=x\n"},
@@ -154,6 +160,22 @@ class TestTarget:
     def test_a_repository_cannot_lift_what_a_build_may_cost(self, tmp_path: Path) -> None:
         with pytest.raises(WrongUse, match="not for a repository to decide"):
             with_target(resolved(tmp_path), "max_tokens_per_build = 0")
+
+
+def test_a_price_that_nobody_set_is_unknown_wherever_it_travels(tmp_path: Path) -> None:
+    asked = resolved(tmp_path, env={"LLM_PRICE_IN": "0.6"}, dotenv="LLM_PRICE_OUT=\n")
+    assert (asked.settings.llm_price_in, asked.settings.llm_price_out) == (0.6, None)
+    assert settings.launched(*settings.as_launch(asked)) == asked
+
+
+def test_settings_of_the_process_say_where_they_come_from(tmp_path: Path) -> None:
+    path = tmp_path / ".env"
+    path.write_text("LONGSHOT_UI_PORT=4000\nLLM_BASE_URL=https://a.example\n", encoding="utf-8")
+    found = settings.process_origins({"LLM_BASE_URL": "https://b.example"}, path)
+    assert set(found) == set(settings.PROCESS_NAMES)
+    assert found["LLM_BASE_URL"] == ("https://b.example", Origin.ENVIRONMENT)
+    assert found["LONGSHOT_UI_PORT"] == ("4000", Origin.DOTENV)
+    assert found["LONGSHOT_HOME"] == ("~/.longshot", Origin.DEFAULT)
 
 
 class TestLaunched:
@@ -227,11 +249,16 @@ def test_an_unreadable_dotenv_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_example_file_is_what_the_model_says() -> None:
-    assert (ROOT / ".env.example").read_text(encoding="utf-8") == settings.env_example()
+    assert (ROOT / ".env.example").read_text(encoding="utf-8") == settings_pages.env_example()
+
+
+def test_the_settings_page_is_what_the_model_says() -> None:
+    # To write it anew: print settings_pages.settings_table() into it.
+    assert (ROOT / "docs" / "settings.md").read_text(encoding="utf-8") == settings_pages.settings_table()
 
 
 def test_the_example_file_uncommented_is_all_defaults(tmp_path: Path) -> None:
-    lines = settings.env_example().splitlines()
+    lines = settings_pages.env_example().splitlines()
     names = {name for name, _ in ((x.removeprefix("# ").partition("=")[0], x) for x in lines)} & set(settings.FIELDS)
     assert names == set(settings.FIELDS)
     text = "\n".join(x.removeprefix("# ") for x in lines if x.removeprefix("# ").partition("=")[0] in settings.FIELDS)
