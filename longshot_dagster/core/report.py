@@ -9,6 +9,7 @@ from longshot_dagster.core.models import (
     BuildReport,
     BuildRequest,
     BuildState,
+    CheckResult,
     Handoff,
     HandoffStatus,
     LandingOutcome,
@@ -20,6 +21,8 @@ from longshot_dagster.core.models import (
     Verdict,
     WorkerRun,
 )
+from longshot_dagster.core.reviewing import review_steps
+from longshot_dagster.core.usage import Usage
 
 Health = Literal["green", "red", "unchecked"]
 
@@ -42,12 +45,13 @@ def make_report(
     head: str,
     finalization_attempts: int,
     now: float,
-    tokens: int | None = None,
+    spent: Usage | None = None,
 ) -> BuildReport:
     """What is to be said about a drained build.
 
     `head` is the landing branch now, `sweep` the newest sweep (None: nothing was checked), `now` in seconds since the
-    epoch, `tokens` the gateway's count for the whole build (None: summed from plans and runs).
+    epoch, `spent` what the gateway has counted for the whole build, priced (None: tokens are summed from plans and runs,
+    and what the planners' cost is unknown).
     """
     tasks, runs = list(tasks), list(runs)
     split = {t.planner for p in plans for t in p.tasks if t.id != t.planner}  # delegated, and counted by their parts
@@ -60,7 +64,6 @@ def make_report(
         verdict = Verdict.LEFTOVERS
     else:
         verdict = Verdict.GREEN
-    costs = [r.cost_usd for r in runs]
     counted = sum(r.tokens_in + r.tokens_out for r in runs) + sum(p.tokens for p in plans)
     return BuildReport(
         build=request.build,
@@ -76,8 +79,8 @@ def make_report(
         health=health,
         iterations=len(plans),
         conflicts=sum(_was_in_conflict(landing) for landing in landings.values()),
-        tokens=counted if tokens is None else tokens,
-        cost_usd=sum(c for c in costs if c is not None) if costs and None not in costs else None,
+        tokens=spent.total if spent else counted,
+        cost_usd=spent.cost_usd if spent else None,
         wall_s=max(0.0, now - request.created_at),
         finalization_attempts=finalization_attempts,
         rehearsal=request.rehearsal,
@@ -105,7 +108,7 @@ def leftovers(
         handoff, landing = handoffs.get(task.id), landings.get(task.id)
         if by_children and handoff and handoff.status is HandoffStatus.COMPLETE:
             continue
-        if not by_children and _fine(handoff, landing):
+        if not by_children and _fine(handoff, landing) and not _lost_its_successor(landing, landings):
             continue
         found.append(_leftover(task, handoff, landing))
     return tuple(found)
@@ -119,11 +122,19 @@ def _fine(handoff: Handoff | None, landing: LandingOutcome | None) -> bool:
     return landing.state in (LandingState.LANDED, LandingState.SUPERSEDED)
 
 
+def _lost_its_successor(landing: LandingOutcome | None, landings: Mapping[str, LandingOutcome]) -> bool:
+    """Was what landed in its place undone?"""
+    by = landings.get(landing.superseded_by or "") if landing else None
+    return by is not None and by.state is LandingState.UNDONE
+
+
 def _leftover(task: Task, handoff: Handoff | None, landing: LandingOutcome | None) -> Leftover:
     if handoff is None:
         state, reason = "unfinished", "no worker handed it in"
     elif landing is None or landing.state in (LandingState.QUEUED, LandingState.NOOP):
         state, reason = handoff.status.value, _first_line(handoff.summary) or "no summary"
+    elif landing.state is LandingState.SUPERSEDED:
+        state, reason = landing.state.value, f"{landing.superseded_by}, which landed in its place, was undone"
     else:
         state, reason = landing.state.value, landing.reason or _first_line(handoff.summary)
     return Leftover(task=task.id, state=state, reason=reason[:500], description=_first_line(task.description)[:200])
@@ -181,8 +192,15 @@ def headline(report: BuildReport) -> str:
     return display(", ".join([*parts, checks]), "plain", 700)
 
 
-def summary_lines(report: BuildReport, request: BuildRequest, *, report_path: str = "", link: str = "") -> list[str]:
-    """The end of a build for a terminal: plain text, one fact a line, safe to print as it is."""
+def summary_lines(
+    report: BuildReport,
+    request: BuildRequest,
+    *,
+    checks: Iterable[CheckResult] = (),
+    report_path: str = "",
+    link: str = "",
+) -> list[str]:
+    """The end of a build for a terminal: plain text, one fact a line, safe to print as it is. `checks`: of its sweep."""
     lines = [f"{request.build}: {headline(report)}"]
     if report.rehearsal:
         lines.append("rehearsal: a scripted model answered, no real one")
@@ -190,12 +208,17 @@ def summary_lines(report: BuildReport, request: BuildRequest, *, report_path: st
         lines.append(display(f"  {left.task} {left.state}: {left.reason} | {left.description}", "plain", 400))
     if len(report.leftovers) > _LEFTOVERS_SHOWN:
         lines.append(f"  and {len(report.leftovers) - _LEFTOVERS_SHOWN} more, in the report")
+    if ran := [f"{c.name.value} {c.status.value}" for c in checks]:
+        lines.append(f"checks {', '.join(ran)}")
     lines.append(
         f"iterations {report.iterations}, conflicts {report.conflicts}, tokens {report.tokens:,}"
-        + (f", cost ${report.cost_usd:.2f}" if report.cost_usd is not None else "")
-        + f", {duration(report.wall_s)}"
+        f", cost {cost(report.cost_usd)}, {duration(report.wall_s)}"
     )
     lines.append(display(f"branch {report.branch} at {report.head[:12]} of {request.target.url}", "plain", 500))
+    review = review_steps(request, report.head)
+    lines += [display(f"review {step.command}", "plain", 700) for step in review[:2]]
+    if report.landed:
+        lines.append(f"undo   longshot undo {request.build}")
     if report_path:
         lines.append(f"report {display(report_path, 'plain', 500)}")
     if link:
@@ -203,42 +226,11 @@ def summary_lines(report: BuildReport, request: BuildRequest, *, report_path: st
     return lines
 
 
-def report_markdown(report: BuildReport, request: BuildRequest, sweep: Sweep | None = None) -> str:
-    """The report as Markdown, for the Dagster UI and for reading in a file."""
-
-    def shown(text: object, limit: int = 500) -> str:
-        return display(text, "markdown", limit)
-
-    lines = [f"# {shown(request.build)}: {report.verdict.value}", "", shown(headline(report), 700) + ".", ""]
-    if report.rehearsal:
-        lines += ["**Rehearsal**: a scripted model answered, no real one.", ""]
-    lines += [
-        "| fact | value |",
-        "| --- | --- |",
-        f"| request | {shown(request.request)} |",
-        f"| repository | {shown(request.target.url)} |",
-        f"| branch | {shown(report.branch)} at {shown(report.head[:12])} |",
-        f"| iterations | {report.iterations} |",
-        f"| tasks | {report.tasks} planned, {report.landed} landed, {report.superseded} superseded |",
-        f"| conflicts | {report.conflicts} |",
-        f"| finalization attempts | {report.finalization_attempts} |",
-        f"| tokens | {report.tokens:,} |",
-        f"| cost | {'unknown price' if report.cost_usd is None else f'{report.cost_usd:.2f} USD'} |",
-        f"| time | {duration(report.wall_s)} |",
-        "",
-    ]
-    if sweep is not None and sweep.checks:
-        lines += ["## Checks", "", "| check | status | command |", "| --- | --- | --- |"]
-        lines += [f"| {c.name.value} | {c.status.value} | {shown(c.command, 200)} |" for c in sweep.checks]
-        lines.append("")
-    if report.leftovers:
-        lines += ["## Left over", "", "| task | state | why | what |", "| --- | --- | --- | --- |"]
-        lines += [
-            f"| {shown(x.task)} | {shown(x.state)} | {shown(x.reason)} | {shown(x.description, 200)} |"
-            for x in report.leftovers
-        ]
-        lines.append("")
-    return "\n".join(lines)
+def cost(usd: float | None) -> str:
+    """What it cost, in words; None is unknown and never nothing."""
+    if usd is None:
+        return "unknown"
+    return f"{usd:.2f} USD" if usd >= 0.1 or usd == 0 else f"{usd:.4f} USD"
 
 
 def duration(seconds: float) -> str:
@@ -264,4 +256,4 @@ def waiting_for(task: Task, handoff: Handoff | None, landing: LandingOutcome | N
         return "its turn to land"
     if landing.state is LandingState.CONFLICT:
         return "a fix task for its conflict" if phase is not BuildPhase.FINISHED else landing.reason
-    return landing.reason if landing.state is LandingState.WITHHELD else ""
+    return landing.reason if landing.state in (LandingState.WITHHELD, LandingState.UNDONE) else ""

@@ -1,19 +1,20 @@
 """The job `finalize_build`: drain landings, sweep main, then either ask for fixes or write the last word on a build."""
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import dagster as dg
 
 from longshot_dagster.adapters.ledger import BuildLedger
-from longshot_dagster.core.errors import Cancelled, LongshotError, SandboxError
+from longshot_dagster.core.errors import Cancelled, LedgerError, LongshotError, SandboxError
 from longshot_dagster.core.finalizing import AskForFixes, WorkLeft, outcome, work_left
 from longshot_dagster.core.models import BuildPhase, BuildReport, BuildState, LandingOutcome, LandingState, Sweep
-from longshot_dagster.core.report import make_report, report_markdown
+from longshot_dagster.core.report import make_report
 from longshot_dagster.defs import partitions
 from longshot_dagster.defs.executor import cancellation, threaded_executor
 from longshot_dagster.defs.iteration import sweep_main
-from longshot_dagster.defs.metadata import rehearsal
+from longshot_dagster.defs.metadata import Metadata, report_metadata
 from longshot_dagster.defs.pausing import (
     cancelled_reason,
     count_finalization,
@@ -48,16 +49,7 @@ def build_report(context: dg.AssetExecutionContext, longshot: LongshotResource) 
         fail_finalization(tools.ledger, number, attempt, reason)
         raise dg.Failure(description=reason, allow_retries=False) from e
     if report is not None:
-        sweep = next((s for s in tools.ledger.sweeps() if s.number == report.sweep), None)
-        text = report_markdown(report, tools.request, sweep)
-        metadata = {
-            "report": dg.MetadataValue.md(text),
-            "verdict": report.verdict.value,
-            "head": report.head,
-            "tokens": report.tokens,
-            **rehearsal(tools.request),
-        }
-        yield dg.MaterializeResult(metadata=metadata)
+        yield dg.MaterializeResult(metadata=report_record(tools))
 
 
 finalize_build = dg.define_asset_job(
@@ -73,7 +65,7 @@ def finalize(tools: BuildTools, number: int, cancelled: Callable[[], bool]) -> B
     """Finalization `number` of a build; None when the build goes back to work. Raises what stops it, and Cancelled."""
     ledger = tools.ledger
     if earlier := ledger.report():
-        _finish(ledger, earlier)
+        _end(tools, earlier)
         return earlier
     ledger.update_state(lambda s: s.moved(BuildPhase.FINALIZING))
     tools.landing.drain()
@@ -91,12 +83,14 @@ def finalize(tools: BuildTools, number: int, cancelled: Callable[[], bool]) -> B
         return None
     report = report_on(tools, sweep)
     ledger.save_report(report)
-    _finish(ledger, report)
+    _end(tools, report)
     return report
 
 
 def report_on(tools: BuildTools, sweep: Sweep | None) -> BuildReport:
     """The report of a drained build from its whole ledger; `sweep` is the newest, None when nothing was checked."""
+    from longshot_dagster.adapters.last_word import spent
+
     ledger = tools.ledger
     names, head = ledger.task_ids(), tools.mirror.fetch()
     landings = {t: o for t in names if (o := ledger.landing(t))}
@@ -113,6 +107,7 @@ def report_on(tools: BuildTools, sweep: Sweep | None) -> BuildReport:
         head=head,
         finalization_attempts=ledger.view().finalize_attempt,
         now=tools.clock.now(),
+        spent=spent(tools.home, tools.request),
     )
 
 
@@ -146,6 +141,24 @@ def _back_to_work(ledger: BuildLedger, ended: WorkLeft | AskForFixes, number: in
         return moved.model_copy(update={"attempts": {**moved.attempts, **noted}})
 
     ledger.update_state(change)
+
+
+def report_record(tools: BuildTools) -> Metadata:
+    """What the UI shows of a build that has a report."""
+    from longshot_dagster.adapters.last_word import last_word, markdown  # git and pandas, which no sensor needs
+
+    word = last_word(tools.ledger, tools.home, tools.clock.now())
+    return report_metadata(word, markdown(word, picture=True))
+
+
+def _end(tools: BuildTools, report: BuildReport) -> None:
+    from longshot_dagster.adapters.last_word import write_last_word
+
+    with contextlib.suppress(OSError, LedgerError):  # a page is never worth a build: `longshot report` makes it again
+        write_last_word(tools.ledger, tools.home, tools.clock.now())
+    _finish(tools.ledger, report)
+    with contextlib.suppress(LongshotError):  # refs that stay cost little; `longshot clean` finds them
+        tools.forget_landed_work()
 
 
 def _finish(ledger: BuildLedger, report: BuildReport) -> None:

@@ -9,6 +9,7 @@ import dagster as dg
 
 from longshot_dagster.adapters.ledger import BuildLedger
 from longshot_dagster.core.display import code_block, display, one_line
+from longshot_dagster.core.last_word import LastWord
 from longshot_dagster.core.models import (
     BuildRequest,
     CheckResult,
@@ -21,6 +22,7 @@ from longshot_dagster.core.models import (
     Task,
     WorkerRun,
 )
+from longshot_dagster.core.report import cost, duration
 
 Metadata = dict[str, dg.MetadataValue]
 
@@ -159,6 +161,24 @@ def metrics_metadata(metrics: MetricsSnapshot) -> Metadata:
     }
 
 
+def report_metadata(word: LastWord, text: str) -> Metadata:
+    """`text`: the last word as Markdown."""
+    report = word.report
+    found: Metadata = {
+        "report": dg.MetadataValue.md(text),
+        "verdict": _text(report.verdict),
+        "head": _text(report.head),
+        "tasks": dg.MetadataValue.int(report.tasks),
+        "landed": dg.MetadataValue.int(report.landed),
+        "left over": dg.MetadataValue.int(len(report.leftovers)),
+        "tokens": dg.MetadataValue.int(report.tokens),
+        "cost": _text(cost(report.cost_usd)),
+        "duration": _text(duration(report.wall_s)),
+        "page": dg.MetadataValue.path(word.places.page),
+    }
+    return found | rehearsal(word.request)
+
+
 def checks_table(checks: Iterable[CheckResult]) -> dg.MetadataValue:
     return _table(
         [
@@ -187,6 +207,8 @@ def _landing_metadata(landing: LandingOutcome) -> Metadata:
     if landing.conflicts:
         with_tasks = f" (with {', '.join(landing.conflict_with)})" if landing.conflict_with else ""
         found["conflicts"] = _listed([f"{c.path}: {c.kind}{with_tasks}" for c in landing.conflicts])
+    if landing.undone_by:
+        found["undone by"] = _text(landing.undone_by)
     if landing.strategy:
         found["strategy"] = _text(landing.strategy)
     return found

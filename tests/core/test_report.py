@@ -22,10 +22,12 @@ from longshot_dagster.core.models import (
     Verdict,
     WorkerRun,
 )
-from longshot_dagster.core.report import exit_code, headline, make_report, report_markdown, summary_lines, waiting_for
+from longshot_dagster.core.report import cost, exit_code, headline, make_report, summary_lines, waiting_for
 from longshot_dagster.core.settings import Settings
+from longshot_dagster.core.usage import Usage
 
 HEAD, OLD = "a" * 40, "b" * 40
+PRICED = Settings(llm_price_in=0.6, llm_price_out=2.0)
 REQUEST = BuildRequest(
     build="todo-api-7f3k",
     request="Build it",
@@ -78,6 +80,7 @@ def report(
     landings: list[LandingOutcome],
     swept: Sweep | None = GREEN,
     runs: tuple[WorkerRun, ...] = (),
+    spent: Usage | None = None,
 ) -> BuildReport:
     return make_report(
         REQUEST,
@@ -90,6 +93,7 @@ def report(
         head=HEAD,
         finalization_attempts=0,
         now=1090.5,
+        spent=spent,
     )
 
 
@@ -192,42 +196,50 @@ class TestDelegated:
         assert len(report([plan(self.PARENT)], [handoff("r001-01", status)], []).leftovers) == left
 
 
-def test_tokens_and_cost_are_summed_and_an_unknown_price_stays_unknown() -> None:
-    def run(cost: float | None) -> WorkerRun:
-        return WorkerRun(
-            task="r001-01", provider="local", harness="builtin", harness_status="completed", base=OLD,
-            tokens_in=10, tokens_out=5, cost_usd=cost, started_at=1, ended_at=2,
-        )  # fmt: skip
-
+def test_what_the_gateway_counted_is_the_cost_and_without_it_the_cost_is_unknown() -> None:
+    run = WorkerRun(
+        task="r001-01", provider="local", harness="builtin", harness_status="completed", base=OLD,
+        tokens_in=10, tokens_out=5, cost_usd=0.5, started_at=1, ended_at=2,
+    )  # fmt: skip
     plans = [plan(task("r001-01"), tokens=100)]
-    priced = report(plans, [], [], runs=(run(0.5), run(0.25)))
-    assert (priced.tokens, priced.cost_usd, priced.wall_s) == (130, 0.75, 90.5)
-    assert report(plans, [], [], runs=(run(0.5), run(None))).cost_usd is None
+    counted = report(plans, [], [], runs=(run, run), spent=Usage(1_000_000, 500_000, 7).priced(PRICED))
+    assert (counted.tokens, counted.cost_usd, counted.wall_s) == (1_500_000, 1.6, 90.5)
+    unpriced = report(plans, [], [], runs=(run, run), spent=Usage(1_000_000, 500_000, 7).priced(Settings()))
+    assert (unpriced.tokens, unpriced.cost_usd) == (1_500_000, None)
+    # What its workers cost is known, what its planners cost is not: a part is not told as the whole.
+    uncounted = report(plans, [], [], runs=(run, run))
+    assert (uncounted.tokens, uncounted.cost_usd) == (130, None)
 
 
 EVIL = '[/bold] \x1b[31m <img src="http://x/graphql"> | `a`'
 
 
-def test_hostile_text_stays_text_wherever_the_report_is_shown() -> None:
+def test_hostile_text_stays_text_in_the_summary() -> None:
     bad = task("r001-01").model_copy(update={"description": EVIL})
     found = report([plan(bad)], [handoff("r001-01", HandoffStatus.FAILED, EVIL)], [])
-    text = report_markdown(found, REQUEST, GREEN)
-    assert "<img" not in text.replace("\\<", "")
-    assert "http://" not in text
-    lines = "\n".join(summary_lines(found, REQUEST))
-    assert "\x1b" not in lines
-    assert "\x1b" not in text
+    assert "\x1b" not in "\n".join(summary_lines(found, REQUEST))
+
+
+@pytest.mark.parametrize(
+    ("usd", "said"), [(None, "unknown"), (0.0, "0.00 USD"), (0.0042, "0.0042 USD"), (12.345, "12.35 USD")]
+)
+def test_an_unknown_cost_is_called_unknown_and_never_nothing(usd: float | None, said: str) -> None:
+    assert cost(usd) == said
 
 
 def test_the_summary_names_what_was_left_the_branch_and_the_report() -> None:
     name = "r001-01"
     found = report([plan(task(name))], [handoff(name)], [landing(name, LandingState.WITHHELD, "its tests are red")])
-    assert summary_lines(found, REQUEST, report_path="/r.json", link="http://127.0.0.1:1/") == [
+    checks = [check(CheckStatus.GREEN)]
+    assert summary_lines(found, REQUEST, checks=checks, report_path="/r.html", link="http://127.0.0.1:1/") == [
         "todo-api-7f3k: 0 of 1 tasks landed, 1 left over, checks green",
         "  r001-01 withheld: its tests are red | Do r001-01",
-        "iterations 1, conflicts 0, tokens 0, 1 min 30 s",
+        "checks test green",
+        "iterations 1, conflicts 0, tokens 0, cost unknown, 1 min 30 s",
         "branch main at aaaaaaaaaaaa of /r.git",
-        "report /r.json",
+        "review git clone --branch main -- /r.git review",
+        "review git -C review log --reverse --stat bbbbbbbbbbbb..aaaaaaaaaaaa",
+        "report /r.html",
         "look   http://127.0.0.1:1/",
     ]
 
@@ -235,7 +247,10 @@ def test_the_summary_names_what_was_left_the_branch_and_the_report() -> None:
 def test_a_rehearsal_calls_itself_one() -> None:
     found = one(LandingState.LANDED).model_copy(update={"rehearsal": True})
     assert "rehearsal: a scripted model answered, no real one" in summary_lines(found, REQUEST)
-    assert "**Rehearsal**" in report_markdown(found, REQUEST)
+
+
+def test_what_landed_can_be_taken_back_and_the_summary_says_how() -> None:
+    assert "undo   longshot undo todo-api-7f3k" in summary_lines(one(LandingState.LANDED), REQUEST)
 
 
 @pytest.mark.parametrize(
