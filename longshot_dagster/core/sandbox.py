@@ -19,7 +19,8 @@ class Capabilities:
 
 @dataclass(frozen=True)
 class SandboxSpec:
-    """One sandbox. `sockets` maps a path inside to a unix socket of the host (local provider only)."""
+    """One sandbox. `sockets` maps a path inside to a unix socket of the host, `readable` names folders of the host that
+    can be read at the same path inside (both: local provider only)."""
 
     name: str
     tags: Mapping[str, str] = field(default_factory=dict)
@@ -30,6 +31,7 @@ class SandboxSpec:
     cpu: float | None = None
     memory_mb: int | None = None
     sockets: Mapping[str, str] = field(default_factory=dict)
+    readable: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

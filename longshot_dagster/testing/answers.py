@@ -87,10 +87,10 @@ def answer(script: Script, asked: Asked) -> Answer:
             planner = script.planner(asked.role, asked.said)
             number = asked.subject.rpartition(".")[2]
             turn = planner.round(int(number) if number.isdigit() else 1)
-            return _next(asked, turn.look, turn.reply, turn.delay_s)
+            return play(asked, turn.look, turn.reply, turn.delay_s)
         case Role.WORKER:
             worker = script.worker(_kind(asked), asked.text)
-            return _next(asked, worker.steps, worker.last_words, 0 if asked.step else worker.delay_s)
+            return play(asked, worker.steps, worker.last_words, 0 if asked.step else worker.delay_s)
         case Role.RECONCILER:
             return Answer(script.fixes(asked.text).reply)
     return Answer(_PROSE)
@@ -109,7 +109,8 @@ def spoiled(good: Answer, fault: FaultKind) -> Answer:
     raise ValueError(f"{fault} is not an answer")
 
 
-def _next(asked: Asked, steps: Iterable[Step], last_words: str, delay_s: float) -> Answer:
+def play(asked: Asked, steps: Iterable[Step], last_words: str, delay_s: float) -> Answer:
+    """The tool calls of the step that is due, those that are offered; after the last step, the last words."""
     possible = [offered for step in steps if (offered := [a for a in step if a.tool in asked.tools])]
     if asked.step >= len(possible):
         return Answer(last_words, delay_s=delay_s)

@@ -105,6 +105,10 @@ class ScriptedModel:
         with self._lock:
             self._faults = [[fault, fault.times] for fault in faults]
 
+    def reply(self, asked: Asked) -> Answer:
+        """What is answered; a model that knows more than a script says something else here."""
+        return answer(self.script, asked)
+
     def take(self, asked: Asked, stream: bool, authorized: bool) -> FaultKind | None:
         """Write the request down and say how it is to fail, if it is."""
         with self._lock:
@@ -209,7 +213,7 @@ class _Connection(BaseHTTPRequestHandler):
         if fault in _REFUSALS:
             self._refuse(*_REFUSALS[fault])
             return
-        reply = answer(model.script, asked)
+        reply = model.reply(asked)
         if reply.delay_s and not self._wait(reply.delay_s):
             self.close_connection = True
             return
