@@ -3,7 +3,7 @@
 import http.client
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ LOCATION = "longshot"
 REPOSITORY = "__repository__"
 ACTIVE = ("QUEUED", "NOT_STARTED", "STARTING", "STARTED", "CANCELING")
 ENDED = ("SUCCESS", "FAILURE", "CANCELED")
+_ASSET_JOB = "__ASSET_JOB"  # Dagster's own name for whatever materializes assets
+_TASK_RESULT = "task_result"
 
 _LAUNCH = """
 mutation Launch($params: ExecutionParams!) {
@@ -47,6 +49,31 @@ query Active($statuses: [RunStatus!]) {
     runId status jobName tags { key value }
   } } }
 }"""
+_POOL = """
+query Pool($pool: String!) {
+  instance { concurrencyLimit(concurrencyKey: $pool) {
+    limit slotCount claimedSlots { runId stepKey } pendingSteps { runId stepKey }
+  } }
+}"""
+_TAGS = """
+query Tags($ids: [String]) {
+  runsOrError(filter: {runIds: $ids}, limit: 1000) { ... on Runs { results { runId tags { key value } } } }
+}"""
+_PAGE = 500
+_EVERY = """
+query Every($cursor: String, $limit: Int!) {
+  runsOrError(cursor: $cursor, limit: $limit) { ... on Runs { results {
+    runId status jobName tags { key value }
+  } } }
+}"""
+_FORGET = """
+mutation Forget($repository: RepositorySelector!, $name: String!, $keys: [String!]!) {
+  deleteDynamicPartitions(repositorySelector: $repository, partitionsDefName: $name, partitionKeys: $keys) {
+    __typename
+    ... on PythonError { message }
+    ... on UnauthorizedError { message }
+  }
+}"""
 _TERMINATE = """
 mutation Terminate($ids: [String!]!, $policy: TerminateRunPolicy!) {
   terminateRuns(runIds: $ids, terminatePolicy: $policy) { __typename }
@@ -66,6 +93,20 @@ class ActiveRun:
     status: str
     job: str
     tags: Mapping[str, str]
+
+    def belongs_to(self, build: str) -> bool:
+        """By its tag, or by the partition it made: a run that a person started in the UI carries no tag."""
+        partition = self.tags.get("dagster/partition", "")
+        return self.tags.get("longshot/build") == build or partition == build or partition.startswith(f"{build}.")
+
+
+@dataclass(frozen=True)
+class Pool:
+    """`used` and `waiting` are (run id, step key); `limit` is None when nothing limits it."""
+
+    limit: int | None
+    used: tuple[tuple[str, str], ...]
+    waiting: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -95,11 +136,26 @@ class DagsterApi:
             "runConfigData": run_config,
             "executionMetadata": {"tags": [{"key": k, "value": v} for k, v in tags.items()]},
         }
+        return self._launched(job, params)
+
+    def _launched(self, what: str, params: Mapping[str, Any]) -> str:
         answer = self.ask(_LAUNCH, {"params": params})["launchRun"]
         if answer["__typename"] == "LaunchRunSuccess":
             return str(answer["run"]["runId"])
         said = answer.get("message") or "; ".join(e["message"] for e in answer.get("errors", []))
-        raise LongshotError(f"Dagster would not start {job}: {_line(said or answer['__typename'])}")
+        raise LongshotError(f"Dagster would not start {what}: {_line(said or answer['__typename'])}")
+
+    def materialize_task(self, partition: str, *, again: bool, tags: Mapping[str, str]) -> str:
+        """Run id of a run that works on the task, lands or reports it anew. Raises LongshotError when Dagster refuses it."""
+        selector = {"repositoryLocationName": LOCATION, "repositoryName": REPOSITORY, "jobName": _ASSET_JOB}
+        # A run that Dagster repeats after a crash begins anew: what there is, is in the ledger.
+        tags = {**tags, "dagster/partition": partition, "dagster/retry_strategy": "ALL_STEPS"}
+        params = {
+            "selector": {**selector, "assetSelection": [{"path": [_TASK_RESULT]}]},
+            "runConfigData": {"ops": {_TASK_RESULT: {"config": {"again": again}}}},
+            "executionMetadata": {"tags": [{"key": k, "value": v} for k, v in tags.items()]},
+        }
+        return self._launched(_TASK_RESULT, params)
 
     def status(self, run_id: str) -> str:
         """Dagster's word for how the run stands; empty when it knows no such run."""
@@ -124,6 +180,43 @@ class DagsterApi:
         return [
             ActiveRun(r["runId"], r["status"], r["jobName"], {t["key"]: t["value"] for t in r["tags"]}) for r in runs
         ]
+
+    def every_run(self) -> Iterator[ActiveRun]:
+        """All runs that Dagster has recorded, ended ones too, newest first."""
+        cursor = None
+        while True:
+            runs = self.ask(_EVERY, {"cursor": cursor, "limit": _PAGE})["runsOrError"].get("results", [])
+            for r in runs:
+                yield ActiveRun(r["runId"], r["status"], r["jobName"], {t["key"]: t["value"] for t in r["tags"]})
+            if len(runs) < _PAGE:
+                return
+            cursor = runs[-1]["runId"]
+
+    def delete_run(self, run_id: str) -> None:
+        """Remove an ended run with its events; one that is gone already is no error."""
+        self.ask("mutation D($id: String!) { deletePipelineRun(runId: $id) { __typename } }", {"id": run_id})
+
+    def delete_partitions(self, name: str, keys: Sequence[str]) -> None:
+        """Take `keys` out of the set of partitions `name`; those that are gone already are no error."""
+        selector = {"repositoryLocationName": LOCATION, "repositoryName": REPOSITORY}
+        for start in range(0, len(keys), _PAGE):
+            variables = {"repository": selector, "name": name, "keys": list(keys[start : start + _PAGE])}
+            answer = self.ask(_FORGET, variables)["deleteDynamicPartitions"]
+            if answer["__typename"] != "DeleteDynamicPartitionsSuccess":
+                raise LongshotError(f"Dagster keeps partitions of {name}: {_line(answer.get('message', ''))}")
+
+    def pool(self, name: str) -> Pool:
+        """Who holds a slot of pool `name`, and who waits for one."""
+        found = self.ask(_POOL, {"pool": name})["instance"]["concurrencyLimit"]
+        used, pending = (tuple((s["runId"], s["stepKey"]) for s in found[k]) for k in ("claimedSlots", "pendingSteps"))
+        # A step that has its slot stays listed as pending.
+        waiting = tuple(s for s in pending if s not in used)
+        return Pool(found["slotCount"] if found["limit"] is None else found["limit"], used, waiting)
+
+    def tags(self, run_ids: Sequence[str]) -> dict[str, Mapping[str, str]]:
+        """Tags of runs, by run id."""
+        runs = self.ask(_TAGS, {"ids": list(run_ids)})["runsOrError"].get("results", [])
+        return {r["runId"]: {t["key"]: t["value"] for t in r["tags"]} for r in runs}
 
     def terminate(self, run_ids: Sequence[str], *, now: bool = False) -> None:
         """Ask runs to end; `now` also marks those CANCELED whose process is gone."""

@@ -7,9 +7,11 @@ lander dies between push and ledger, the trailers on the landing branch tell the
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from pydantic import BaseModel
 
 from longshot_dagster.adapters.branch import Branch
 from longshot_dagster.adapters.checkpoint import Checkpoint, Form, checkpoint_ref
@@ -17,6 +19,7 @@ from longshot_dagster.adapters.landed import already_landed, landed_ref
 from longshot_dagster.adapters.ledger import BuildLedger, locked
 from longshot_dagster.adapters.merger import Conflicted, Merged, Merger, Names, Unchanged
 from longshot_dagster.adapters.mirror import Mirror, Remote, Update
+from longshot_dagster.adapters.neighbours import Neighbours
 from longshot_dagster.core import landing as policy
 from longshot_dagster.core.clock import Clock
 from longshot_dagster.core.errors import LedgerError, LostRace, RepositoryError, WrongUse
@@ -53,6 +56,8 @@ class Batch:
     outcomes: dict[str, LandingOutcome] = field(default_factory=dict)
     forwarded: dict[str, str] = field(default_factory=dict)  # task -> tip, of fast-forwards
     errors: dict[str, RepositoryError] = field(default_factory=dict)
+    beyond: policy.Ownership | None = None  # what other builds own; read when a branch strays
+    documents: dict[str, BaseModel] = field(default_factory=dict)  # further ones that the checkpoint is to hold
 
 
 class LandingQueue:
@@ -63,6 +68,7 @@ class LandingQueue:
         self.request = request
         self.mirror = mirror
         self.clock = clock
+        self._neighbours = Neighbours(ledger, request)
         self._given: dict[str, Task] = {}
         self._landed: dict[str, LandingOutcome] = {}
 
@@ -91,6 +97,22 @@ class LandingQueue:
                     self._settle(task.id)
         found = (self.ledger.landing(t.id) for t in worked)
         return [outcome for outcome in found if outcome is not None]
+
+    def publish(self, made: Callable[[Remote], Batch]) -> Batch:
+        """Push what `made` puts on the landing branch as it is now, and write its outcomes; made anew after a lost race.
+
+        Raises what `made` raises, LostRace, and RepositoryError when the target refuses.
+        """
+        keeper = self._keeper()
+        with locked(self.mirror.landing_lock):
+            for _ in range(MAX_ROUNDS):
+                batch = made(self._read_remote())
+                if self._published(batch, keeper):
+                    self._write(batch)
+                    return batch
+        raise LostRace(
+            f"{self.mirror.target.branch} of {self.mirror.target.repository} moved {MAX_ROUNDS} times meanwhile"
+        )
 
     def checkpoint(self) -> str | None:
         """Commit the ledger's facts and, when CHECKPOINT is remote, push them; called after every plan.
@@ -178,7 +200,7 @@ class LandingQueue:
             found = self.ledger.landing(task)
             if found is None or found.state is not LandingState.LANDED:
                 return found
-            self._landed[task] = found  # landed is for ever, and a build has a thousand of them
+            self._landed[task] = found  # while a build works nothing is undone, and it has a thousand of them
         return self._landed[task]
 
     # --- one round ---------------------------------------------------------------------------------------------------
@@ -219,7 +241,7 @@ class LandingQueue:
         branch = Branch(merger.git, run.base, run.head)
         if not branch.changes:
             return self._ended(task, LandingState.NOOP, "its commits change nothing", source=run.head)
-        parts = policy.split(branch.changes, task, policy.ownership(task, self._all_tasks(), landings))
+        parts = policy.split(branch.changes, task, self._owners(entry.task, branch, batch, landings))
         facts: dict[str, Any] = {"source": run.head, "onto": batch.head, "concerns": parts.concerns}
         facts["withheld_paths"] = _shown(parts.withheld)[:MAX_PATHS]
         if not parts.kept:
@@ -247,6 +269,16 @@ class LandingQueue:
             **facts,
         )
 
+    def _owners(
+        self, task: Task, branch: Branch, batch: Batch, landings: Mapping[str, LandingOutcome]
+    ) -> policy.Ownership:
+        """Who owns what beside `task`; of other builds on the branch only what a path outside its scope makes matter."""
+        ours = policy.ownership(task, self._all_tasks(), landings)
+        if not policy.strays(branch.changes, task):
+            return ours
+        batch.beyond = batch.beyond or self._neighbours.holdings()
+        return ours.beside(batch.beyond)
+
     def _guarded(
         self, merged: Merged, onto: str, branch: Branch, parts: policy.Split, merger: Merger
     ) -> tuple[str, ...]:
@@ -260,7 +292,8 @@ class LandingQueue:
         others = tuple(
             o.task for o in landings.values() if o.state is LandingState.LANDED and paths & set(o.landed_paths)
         )
-        text = f"conflicts in {', '.join(sorted(paths)[:5])}" + (f" with {', '.join(others[:5])}" if others else "")
+        named = (*others, *self._neighbours.touching(paths))
+        text = f"conflicts in {', '.join(sorted(paths)[:5])}" + (f" with {', '.join(named[:5])}" if named else "")
         return self._ended(
             task, LandingState.CONFLICT, text[:2_000], conflicts=merged.files, conflict_with=others, **facts
         )
@@ -304,7 +337,8 @@ class LandingQueue:
         for task, tip in batch.forwarded.items():
             ref = landed_ref(build, task)
             updates.append(Update(ref, batch.remote.refs.get(ref), tip))
-        documents = {f"tasks/{o.task}/landing.json": _document(o) for o in batch.outcomes.values()}
+        settled = {f"tasks/{o.task}/landing.json": o for o in batch.outcomes.values()}
+        documents = {name: _document(found) for name, found in (batch.documents | settled).items()}
         if update := self._checkpoint_update(keeper, batch.remote, documents):
             updates.append(update)
         refused = self.mirror.push(updates)
@@ -366,8 +400,8 @@ def _text(task: Task, handoff: Handoff) -> str:
     return f"{task.description.strip().splitlines()[0]}\n\n{handoff.summary}"
 
 
-def _document(outcome: LandingOutcome) -> bytes:
-    return json.dumps(outcome.model_dump(mode="json"), ensure_ascii=False, indent=1).encode("utf-8", "replace")
+def _document(found: BaseModel) -> bytes:
+    return json.dumps(found.model_dump(mode="json"), ensure_ascii=False, indent=1).encode("utf-8", "replace")
 
 
 def _shown(paths: tuple[str, ...]) -> tuple[str, ...]:

@@ -1,13 +1,14 @@
 """The ledger: one directory per build, one small JSON document per fact, each written whole or not at all.
 
-    builds/<build>/request.json state.json report.json
+    builds/<build>/request.json state.json report.json phases.jsonl
                    planners/<planner>/<nnn>.json          the conversation after planning round nnn
                    iterations/<key>/{repo_state,plan,metrics,failure}.json
-                   tasks/<id>/{task,run,handoff,landing}.json transcript.jsonl
+                   tasks/<id>/{task,run,handoff,landing,interrupted,cancel}.json transcript.jsonl live.jsonl
                    sweeps/<n>.json
 
-A document is written to a temporary file, fsynced and renamed over its name. Everything but `state.json`, `landing.json`
-and `failure.json` is written once and never changes. The root is a UPath: on an object store a write is atomic by itself,
+A document is written to a temporary file, fsynced and renamed over its name. Everything but `state.json`, `landing.json`,
+`failure.json` and, until there is a handoff, `run.json` and `interrupted.json`, is written once and never changes; a
+build that is reopened keeps its report as `earlier-report-<n>.json`. The root is a UPath: on an object store a write is atomic by itself,
 and locks, which only processes of one host need, are not taken.
 """
 
@@ -24,14 +25,18 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 from upath import UPath
 
+from longshot_dagster.adapters.exclusive import claim
 from longshot_dagster.core.errors import LedgerError, WrongUse
 from longshot_dagster.core.ids import FIX, IterationKey, check_build_id, check_task_id, parse_iteration_key
+from longshot_dagster.core.ledger_schema import unreadable
 from longshot_dagster.core.lifecycle import BuildView, IterationStatus, IterationView, SweepView, TaskView
 from longshot_dagster.core.models import (
+    SCHEMA,
     BuildPhase,
     BuildReport,
     BuildRequest,
     BuildState,
+    CancelRequest,
     CheckStatus,
     Handoff,
     IterationFailure,
@@ -45,10 +50,14 @@ from longshot_dagster.core.models import (
     TaskKind,
     WorkerRun,
 )
+from longshot_dagster.version import __version__
 
 M = TypeVar("M", bound=BaseModel)
 
-_WORK = ("run.json", "transcript.jsonl", "landing.json", "handoff.json")  # the last says that there are the others
+REPORT_PAGE = "report.html"
+
+# The last says that there are the others.
+_WORK = ("cancel.json", "interrupted.json", "run.json", "transcript.jsonl", "landing.json", "handoff.json")
 
 
 class Ledger:
@@ -57,36 +66,42 @@ class Ledger:
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = UPath(root)
         self._open: dict[str, BuildLedger] = {}
-        self._finished: set[str] = set()
+        self._finished: dict[str, float] = {}  # name -> when its state was written: it may be reopened
 
     def build(self, build: str) -> "BuildLedger":
         """The build's ledger, which need not exist yet; raises WrongUse for a name that cannot be one."""
         return BuildLedger(self.root / check_build_id(build), build)
 
     def existing(self, build: str) -> "BuildLedger":
-        """Raises WrongUse when no such build is recorded here."""
+        """Raises WrongUse when no such build is recorded here, LedgerError when a newer version has written it."""
         found = self.build(build)
         if not found.exists():
             known = ", ".join(self.builds()[-5:]) or "none yet"
             raise WrongUse(f"no build {build!r} here (newest: {known}); `longshot status` lists them all")
+        found.check_version()
         return found
 
     def unfinished(self) -> list["BuildLedger"]:
         """Builds that still have something to do, paused ones included; cheap when asked often of the same object."""
         if not self.root.exists():
             return []
-        for name in sorted(d.name for d in self.root.iterdir() if d.name not in self._finished):
+        for name in sorted(d.name for d in self.root.iterdir() if not self._still_finished(d)):
             if name not in self._open and (self.root / name / "request.json").exists():
                 self._open[name] = BuildLedger(self.root / name, name)
         for name, ledger in list(self._open.items()):
+            written = _stamp(ledger.directory / "state.json")
             try:
                 if ledger.exists() and ledger.state().phase is not BuildPhase.FINISHED:
                     continue
             except LedgerError:
                 continue  # whoever looks at this one is told; the others are well
-            self._finished.add(name)
+            self._finished[name] = written
             self._open.pop(name, None)
         return list(self._open.values())
+
+    def _still_finished(self, directory: UPath) -> bool:
+        known = self._finished.get(directory.name)
+        return bool(known) and known == _stamp(directory / "state.json")
 
     def builds(self) -> list[str]:
         """Names of all builds, oldest first."""
@@ -94,6 +109,14 @@ class Ledger:
             return []
         found = [BuildLedger(d, d.name) for d in self.root.iterdir() if (d / "request.json").exists()]
         return [b.build for b in sorted(found, key=_age)]
+
+
+def _stamp(path: UPath) -> float:
+    """When the file was written; 0 when there is none."""
+    try:
+        return float(path.stat().st_mtime)
+    except FileNotFoundError:
+        return 0.0
 
 
 def _age(ledger: "BuildLedger") -> tuple[float, str]:
@@ -110,6 +133,8 @@ class BuildLedger:
         self.directory = directory
         self.build = build
         self._frozen: dict[str, BaseModel] = {}
+        self._stamps: dict[str, float] = {}
+        self._readable = False
 
     def exists(self) -> bool:
         return (self.directory / "request.json").exists()
@@ -117,28 +142,89 @@ class BuildLedger:
     # --- the build ---------------------------------------------------------------------------------------------------
 
     def request(self) -> BuildRequest:
+        self.check_version()
         return self._must(BuildRequest, "request.json")
 
     def save_request(self, request: BuildRequest) -> None:
-        self._write("request.json", request)
+        self._write("request.json", request.model_copy(update={"schema_version": SCHEMA, "written_by": __version__}))
+
+    def check_version(self) -> None:
+        """Raises LedgerError unless this version can read the ledger; asked of the file once."""
+        if self._readable or not self.exists():
+            return
+        if why := unreadable(self.build, self._path("request.json").read_bytes(), __version__):
+            raise LedgerError(why)
+        self._readable = True
+
+    def _adopt(self) -> None:
+        """Note that this version writes here now: an older one would stumble over what it writes."""
+        with contextlib.suppress(
+            OSError, LedgerError
+        ):  # neither a full disk nor a broken request keeps it from pausing
+            request = self._must(BuildRequest, "request.json")
+            if (request.schema_version, request.written_by) != (SCHEMA, __version__):
+                self.save_request(request)
 
     def state(self) -> BuildState:
         return self._read(BuildState, "state.json") or BuildState()
 
     def update_state(self, change: Callable[[BuildState], BuildState]) -> BuildState:
         """Apply `change` to the newest state under the build's lock."""
+        self.check_version()
         with self.lock("state"):
             before = self.state()
             state = change(before)
             if state != before:  # a sensor notes the newest failed run at every tick
                 self._write("state.json", state)
+                self._adopt()
+                if state.phase is not before.phase:
+                    self._note_phase(state)
             return state
+
+    def _note_phase(self, state: BuildState) -> None:
+        """`state.json` tells only how the build stands now; this is its past, for people."""
+        path = self._path("phases.jsonl")
+        if isinstance(path, Path):  # an object store does not append
+            noted = state.model_dump(mode="json", include={"phase", "reason", "verdict"})
+            # A full disk must not keep a build from being paused for it.
+            with contextlib.suppress(OSError), path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"at": self._path("state.json").stat().st_mtime, **noted}) + "\n")
+
+    def phases(self) -> list[tuple[float, BuildState]]:
+        """(seconds since the epoch, phase with reason and verdict), oldest first; builds of older versions noted none."""
+        path = self._path("phases.jsonl")
+        found = []
+        for line in path.read_bytes().splitlines() if path.exists() else ():
+            with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):  # a line that a crash cut short
+                noted = json.loads(line)
+                found.append((float(noted.pop("at")), BuildState.model_validate(noted)))
+        return found
 
     def report(self) -> BuildReport | None:
         return self._read(BuildReport, "report.json")
 
     def save_report(self, report: BuildReport) -> None:
         self._write("report.json", report)
+
+    def report_path(self) -> UPath:
+        """What to open to read the report: its page, or the document itself where no page could be written."""
+        page = self._path(REPORT_PAGE)
+        return page if page.exists() else self._path("report.json")
+
+    def reopen(self) -> None:
+        """Set a finished build running, its report put aside, so that it is finalized anew; nothing when it is not finished."""
+        with self.lock("reopen"):
+            if self.state().phase is not BuildPhase.FINISHED:
+                return
+            # First the report: a build that runs and still has one would be finished again as it was.
+            report = self._path("report.json")
+            if report.exists():
+                number = 1
+                while (aside := self._path(f"earlier-report-{number}.json")).exists():
+                    number += 1
+                report.rename(aside)
+            finalization = f"finalize.{self.view().finalize_attempt + 1:03d}"
+            self.update_state(lambda s: s.reopened(finalization) if s.phase is BuildPhase.FINISHED else s)
 
     # --- iterations --------------------------------------------------------------------------------------------------
 
@@ -226,11 +312,39 @@ class BuildLedger:
         self._write(f"tasks/{run.task}/run.json", run)
 
     def handoff(self, task: str) -> Handoff | None:
-        return self._read(Handoff, f"tasks/{task}/handoff.json", frozen=True)
+        name = f"tasks/{task}/handoff.json"
+        written = _stamp(self._path(name))
+        if self._stamps.get(name) != written:  # another process may have set it aside
+            self._stamps[name] = written
+            self._frozen.pop(name, None)
+        return self._read(Handoff, name, frozen=True)
 
     def save_handoff(self, handoff: Handoff) -> None:
         """Last of a worker's documents: with it, the task is never worked on again by itself."""
         self._write(f"tasks/{handoff.task_id}/handoff.json", handoff)
+
+    def interrupted(self, task: str) -> Handoff | None:
+        """What had been done when the task's worker was last interrupted; until it has a handoff, it goes on from there."""
+        return self._read(Handoff, f"tasks/{task}/interrupted.json")
+
+    def save_interrupted(self, handoff: Handoff) -> None:
+        self._write(f"tasks/{handoff.task_id}/interrupted.json", handoff)
+
+    def kept_work(self) -> list[str]:
+        """Tasks without a handoff of which an interrupted worker has left something."""
+        return [t for t in self.task_ids() if self.handoff(t) is None and self.interrupted(t) is not None]
+
+    def cancel_request(self, task: str) -> CancelRequest | None:
+        return self._read(CancelRequest, f"tasks/{check_task_id(task)}/cancel.json")
+
+    def cancel_requested(self, task: str) -> bool:
+        """Does a person want no more of the task? Asked several times a second of each task at work."""
+        return self._path(f"tasks/{task}/cancel.json").exists()
+
+    def request_cancel(self, task: str, at: float) -> None:
+        """A worker at the task hands in what it has; one that has not begun hands in nothing. The first request stays."""
+        if self.cancel_request(task) is None:
+            self._write(f"tasks/{task}/cancel.json", CancelRequest(at=at))
 
     def forget_work(self, task: str) -> UPath:
         """Set a task's run, handoff and landing aside, so that it is worked on again; returns where they are now.
@@ -261,6 +375,16 @@ class BuildLedger:
                         (aside / name).rename(self._path(f"tasks/{task}/{name}"))
                 aside.rmdir()
 
+    def earlier_work(self, task: str) -> list[tuple[UPath, WorkerRun | None, Handoff | None]]:
+        """(folder, run, handoff) of whatever `forget_work` has set aside, oldest first."""
+        found, number = [], 1
+        while (folder := self._path(f"tasks/{task}/earlier-{number}")).exists():
+            where = f"tasks/{task}/earlier-{number}"
+            run, handoff = self._read(WorkerRun, f"{where}/run.json"), self._read(Handoff, f"{where}/handoff.json")
+            found.append((folder, run, handoff))
+            number += 1
+        return found
+
     def landing(self, task: str) -> LandingOutcome | None:
         return self._read(LandingOutcome, f"tasks/{task}/landing.json")
 
@@ -269,6 +393,23 @@ class BuildLedger:
 
     def transcript(self, task: str) -> UPath:
         return self._path(f"tasks/{check_task_id(task)}/transcript.jsonl")
+
+    def work_lock(self, task: str) -> Path | None:
+        """Locked while a worker is at the task; None where nothing can be locked."""
+        path = self._path(f"tasks/{check_task_id(task)}/.work.lock")
+        return path if isinstance(path, Path) else None
+
+    def at_work(self, task: str) -> bool:
+        """Is some process of this host working on the task at this moment?"""
+        lock = self.work_lock(task)
+        if lock is None or not lock.exists():
+            return False
+        with claim(lock) as free:
+            return not free
+
+    def live_transcript(self, task: str) -> UPath:
+        """Lines of the transcript as they come, while a worker is at the task; it ends where `transcript` begins."""
+        return self._path(f"tasks/{check_task_id(task)}/live.jsonl")
 
     def save_transcript(self, task: str, lines: bytes) -> None:
         self._write_bytes(f"tasks/{task}/transcript.jsonl", lines)
@@ -284,6 +425,13 @@ class BuildLedger:
 
     def save_sweep(self, sweep: Sweep) -> None:
         self._write(f"sweeps/{sweep.number}.json", sweep)
+
+    def add_sweep(self, sweep: Sweep) -> Sweep:
+        """Save it under the next free number."""
+        with self.lock("sweep"):
+            numbered = sweep.model_copy(update={"number": max((s.number for s in self.sweeps()), default=0) + 1})
+            self.save_sweep(numbered)
+            return numbered
 
     # --- the whole ---------------------------------------------------------------------------------------------------
 
@@ -317,6 +465,12 @@ class BuildLedger:
             finalization_max_attempts=request.settings.finalization_max_attempts,
             max_iterations=request.settings.max_iterations,
         )
+
+    def iteration_status(self, key: IterationKey) -> IterationStatus | None:
+        """How the current attempt of `key` stands; None when it was never opened."""
+        if not self._path(f"iterations/{key.short}").exists():
+            return None
+        return self._iteration_status(key, self.state().attempts.get(key.short, 1))
 
     def _iteration_status(self, key: IterationKey, attempt: int) -> IterationStatus:
         if self.metrics(key):
@@ -389,7 +543,11 @@ class BuildLedger:
         self._write_bytes(name, text.encode("utf-8", "replace"))
 
     def _write_bytes(self, name: str, data: bytes) -> None:
-        write_atomically(self._path(name), data)
+        """Raises LedgerError when the disk is full or read-only; what was there before stays whole."""
+        try:
+            write_atomically(self._path(name), data)
+        except OSError as e:
+            raise LedgerError(f"{self._path(name)} cannot be written: {e.strerror or e}") from e
 
 
 def write_atomically(path: UPath | Path, data: bytes) -> None:

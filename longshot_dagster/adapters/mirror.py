@@ -1,13 +1,14 @@
 """One bare repository per target, shared by all builds on this host: fetches, bundles, intake, diffs, pushes."""
 
-import hashlib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from longshot_dagster.adapters import intake
 from longshot_dagster.adapters.git import Git, reason
 from longshot_dagster.adapters.home import Home
+from longshot_dagster.adapters.intake import work_ref
 from longshot_dagster.adapters.ledger import locked, write_atomically
 from longshot_dagster.adapters.repository_reader import RepositoryReader
 from longshot_dagster.core.contract import BASE_REF
@@ -48,11 +49,11 @@ class Remote:
 
 @dataclass(frozen=True)
 class Update:
-    """Move `ref` from `old` (None: it must not exist) to `new`."""
+    """Move `ref` from `old` (None: it must not exist) to `new` (None: it is removed)."""
 
     ref: str
     old: str | None
-    new: str
+    new: str | None
 
 
 class Mirror:
@@ -60,8 +61,7 @@ class Mirror:
 
     def __init__(self, home: Home, target: Target) -> None:
         self.target = target
-        name = hashlib.sha256(target.url.encode("utf-8", "surrogateescape")).hexdigest()[:20]
-        self.path = home.mirrors / f"{name}.git"
+        self.path = home.mirror_of(target.url)
         self._git = Git(self.path)
         self._network = Git(self.path, network=True)
         self._reader = RepositoryReader(self.path)
@@ -106,6 +106,7 @@ class Mirror:
 
     def obtain(self, ref: str, oid: str) -> None:
         """Have the object that the target's `ref` pointed to a moment ago."""
+        self._make()
         if self.has(oid):
             return
         with locked(self.path / "longshot-fetch.lock"):
@@ -131,11 +132,11 @@ class Mirror:
         Raises RepositoryError when the target could not be asked.
         """
         leases = [f"--force-with-lease={u.ref}:{u.old or ''}" for u in updates]
-        specs = [f"{u.new}:{u.ref}" for u in updates]
+        specs = [f"{u.new or ''}:{u.ref}" for u in updates]
         options = ("--porcelain", "--atomic", "--no-verify", "--no-recurse-submodules", "--no-signed")
         ran = self._network.run("push", *options, *leases, "--", self.target.url, *specs, ok=range(256))
         if ran.code == 0:
-            self._present.update(u.new for u in updates)
+            self._present.update(u.new for u in updates if u.new)
             return None
         refused = [line.split("\t") for line in ran.text.splitlines() if line.startswith("!\t")]
         if not refused:
@@ -171,6 +172,10 @@ class Mirror:
         head = intake.take_in(self.path, build, task, base, bundle)
         self._present.add(head)
         return head
+
+    def forget_work(self, build: str, tasks: Iterable[str]) -> None:
+        """Let go of workers' branches that nothing needs any more; their objects go when the mirror is cleaned."""
+        self._git.run("update-ref", "--stdin", stdin="".join(f"delete {work_ref(build, t)}\n" for t in tasks).encode())
 
     # --- reading -----------------------------------------------------------------------------------------------------
 

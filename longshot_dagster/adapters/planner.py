@@ -36,7 +36,7 @@ from longshot_dagster.core.reconciling import check_fix_tasks, reconciler_messag
 VALIDATION_RETRIES = 3
 MAX_REQUESTS = 80  # to the model in one round; each may be a look at the repository
 _CUT_OFF = "The answer was cut off; only its complete tasks were taken. Plan again what is missing."
-_NOT_LANDED = (LandingState.CONFLICT, LandingState.WITHHELD)
+_NOT_LANDED = (LandingState.CONFLICT, LandingState.WITHHELD, LandingState.UNDONE)
 
 
 class Turn(BaseModel):

@@ -2,14 +2,11 @@
 
 import contextlib
 import os
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import click
 
 from longshot_dagster.adapters import settings, stack
 from longshot_dagster.adapters.dagster_api import ENDED, ApiUnavailable, DagsterApi
@@ -22,16 +19,18 @@ from longshot_dagster.adapters.starting import check_request, new_build_name
 from longshot_dagster.adapters.targets import resolve_target
 from longshot_dagster.adapters.ui_access import UiAccess
 from longshot_dagster.cli import serving
-from longshot_dagster.cli.following import BUILD_TAG, follow, interrupt, interruptible
-from longshot_dagster.cli.terminal import say
+from longshot_dagster.cli.asking import before_spending
+from longshot_dagster.cli.dashboard import check_terminal
+from longshot_dagster.cli.following import BUILD_TAG, follow, interrupt, interruptible, kept, way_on
+from longshot_dagster.cli.terminal import say, waiting
 from longshot_dagster.core import errors
 from longshot_dagster.core.errors import LongshotError, WrongUse
-from longshot_dagster.core.models import Target, TargetKind
 from longshot_dagster.core.report import EXIT_INTERRUPTED
 
 JOB = OP = "start_build"
 _START_SECONDS = 600
 _CODE_SERVER_SECONDS = 30
+_PREPARING = "preparing the repository and asking the model for a sign of life ..."
 
 
 @dataclass(frozen=True)
@@ -55,17 +54,33 @@ def build(
     dashboard: bool = False,
 ) -> int:
     """Exit code of a new build in the person's own environment. Raises LongshotError."""
+    if dashboard:
+        check_terminal()
     dotenv = settings.default_dotenv()
     home = settings.home(os.environ, dotenv)
     resolved = settings.resolve({}, flags, os.environ, dotenv, None)
     text = check_request(request)
     name = new_build_name(text)
-    repository, assumed = _repository(repo or resolved.settings.git_repo_url)
+    repository, assumed = given_repository(repo or resolved.settings.git_repo_url)
     target = resolve_target(repository, resolved.settings, name, land_on)
     _, note = make_provider(resolved.settings, resolved.origins, home)
-    if assumed and not yes:
-        _confirm(target)
     endpoints = settings.endpoints(os.environ, dotenv)
+    if not endpoints:
+        Gateway(home).ensure()  # one that runs has some
+    home.check_room()
+    before_spending(
+        home,
+        target,
+        resolved,
+        build=name,
+        request=text,
+        repository=repository,
+        land_on=land_on,
+        endpoints=endpoints,
+        sandboxes=note,
+        assumed=assumed,
+        yes=yes,
+    )
     Gateway(home).ensure(endpoints or None)
     say(f"sandboxes: {note}")
     if resolved.settings.max_workers == 0:
@@ -75,10 +90,11 @@ def build(
     with interruptible():
         info = serving.in_background(home, dotenv, endpoints)
         say(f"watch  {UiAccess(home).link(info.port)}")
-        return run(home, stack.api(home, info), Order(name, text, repository, land_on, resolved))
+        order = Order(name, text, repository, land_on, resolved)
+        return run(home, stack.api(home, info), order, dashboard=dashboard)
 
 
-def run(home: Home, api: DagsterApi, order: Order, *, stays: bool = True) -> int:
+def run(home: Home, api: DagsterApi, order: Order, *, stays: bool = True, dashboard: bool = False) -> int:
     """Start `order` in a running stack and follow it; its exit code."""
     say(f"build {order.build}")
     try:
@@ -87,14 +103,15 @@ def run(home: Home, api: DagsterApi, order: Order, *, stays: bool = True) -> int
         if not Ledger(home.builds).build(order.build).exists():
             say("interrupted before the build had begun; nothing was changed")
             return EXIT_INTERRUPTED
+        begun = Ledger(home.builds).existing(order.build)
         with contextlib.suppress(KeyboardInterrupt):  # it has begun: the sensors would carry it on
-            interrupt(Ledger(home.builds).existing(order.build), api)
-        say(f"interrupted; to go on: longshot resume {order.build}")
+            interrupt(begun, api)
+        say(f"interrupted; {kept(begun)}; {way_on(order.build, stays)}")
         return EXIT_INTERRUPTED
-    return follow(home, order.build, api, stays=stays)
+    return follow(home, order.build, api, stays=stays, dashboard=dashboard)
 
 
-def _repository(given: str) -> tuple[str, bool]:
+def given_repository(given: str) -> tuple[str, bool]:
     """(URL or absolute path, was it assumed from the current folder?)"""
     if given:
         path = Path(given).expanduser()
@@ -107,30 +124,34 @@ def _repository(given: str) -> tuple[str, bool]:
     return str(inside), True
 
 
-def _confirm(target: Target) -> None:
-    if target.kind is TargetKind.CHECKOUT or not sys.stdin.isatty():
-        return
-    say(f"this checkout's origin is {target.url}; finished work lands on its branch {target.branch}")
-    if not click.confirm("Build there?", default=True):
-        raise WrongUse("nothing was started; name another repository with --repo, or a branch with --land-on")
-
-
 def _start(home: Home, api: DagsterApi, order: Order) -> None:
     """Returns once `request.json` is written; raises what the job says in its one line."""
     run_id = _launched(api, _run_config(order), {BUILD_TAG: order.build})
     ledger = Ledger(home.builds).build(order.build)
     deadline = time.monotonic() + _START_SECONDS
     try:
-        while not ledger.exists():
-            status = api.status(run_id)
-            if status in ENDED and not ledger.exists():
-                raise _refusal(*api.failure(run_id))
-            if time.monotonic() > deadline:
-                raise LongshotError(f"the build did not start within {_START_SECONDS} s; the UI shows run {run_id}")
-            time.sleep(0.3)
+        with waiting(_PREPARING) as tell:
+            while not ledger.exists():
+                status = api.status(run_id)
+                if status in ENDED and not ledger.exists():
+                    raise _refusal(*api.failure(run_id))
+                if time.monotonic() > deadline:
+                    raise LongshotError(f"the build did not start within {_START_SECONDS} s; the UI shows run {run_id}")
+                tell(_preparing(home))
+                time.sleep(0.3)
     except KeyboardInterrupt:
         api.terminate([run_id], now=True)
         raise
+
+
+def _preparing(home: Home) -> str:
+    """What the job is doing: git fetches a large repository into a pack that grows below the mirrors."""
+    packs = home.mirrors.glob("*.git/objects/pack/tmp_pack_*")
+    fetched = 0
+    for pack in packs:
+        with contextlib.suppress(OSError):  # it has just been given its name
+            fetched += pack.stat().st_size
+    return f"fetching the repository, {fetched / 1e6:,.0f} MB so far ..." if fetched >= 1e6 else _PREPARING
 
 
 def _launched(api: DagsterApi, run_config: Mapping[str, Any], tags: Mapping[str, str]) -> str:

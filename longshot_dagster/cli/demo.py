@@ -18,7 +18,7 @@ from longshot_dagster.adapters.ui_access import UiAccess
 from longshot_dagster.cli import serving
 from longshot_dagster.cli.building import Order, run
 from longshot_dagster.cli.following import interruptible
-from longshot_dagster.cli.terminal import say
+from longshot_dagster.cli.terminal import say, waiting
 from longshot_dagster.core.endpoints import Endpoint, normalise_url
 from longshot_dagster.core.errors import LongshotError, WrongUse
 from longshot_dagster.core.usage import REHEARSAL_MODEL
@@ -44,8 +44,9 @@ def demo(look: bool) -> int:
         try:
             code = _build(home, example, endpoint, resolved)
         finally:
-            stack.stop(home)
-            Gateway(home).stop()
+            with waiting("stopping Dagster and the gateway ..."):
+                stack.stop(home)
+                Gateway(home).stop()
     if code == 0:
         code = _verified(example)
     say(f"the result: git clone {example.repository}")
@@ -56,7 +57,8 @@ def demo(look: bool) -> int:
 def _build(home: Home, example: Demo, endpoint: Endpoint, resolved: settings.Resolved) -> int:
     Gateway(home).ensure((endpoint,))
     say("starting Dagster for the demo ...")
-    info = stack.ensure(home, (endpoint,), port=0, environ=_neutral(os.environ))
+    with waiting("starting Dagster's code server, daemon and UI ..."):
+        info = stack.ensure(home, (endpoint,), port=0, environ=_neutral(os.environ))
     say(f"watch it in the Dagster UI, this link logs in once: {UiAccess(home).link(info.port)}")
     order = Order(new_build_name("demo"), example.request, str(example.repository), None, resolved)
     return run(home, stack.api(home, info), order, stays=False)
@@ -64,7 +66,8 @@ def _build(home: Home, example: Demo, endpoint: Endpoint, resolved: settings.Res
 
 def _verified(example: Demo) -> int:
     """The example's own unit and acceptance tests on a clean checkout of main, outside any sandbox: exit code 0 or 4."""
-    green, output = verify(example.repository)
+    with waiting("running the application's own tests on main ..."):
+        green, output = verify(example.repository)
     if green:
         say("the application's own unit and acceptance tests pass on main")
         return 0

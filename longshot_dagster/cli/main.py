@@ -27,6 +27,7 @@ Exit codes: 0 all landed and checks green, 3 green with leftovers, 4 red, 5 paus
 """
 
 
+_LONGEST_TYPO = 20
 _SECTIONS = {
     "First": ("doctor", "demo"),
     "Look": ("status", "watch", "logs", "report", "ui"),
@@ -309,7 +310,9 @@ def _one_request(words: Sequence[str]) -> str:
     if not words:
         raise WrongUse('no request; longshot "REQUEST" starts a build, longshot --help lists the commands')
     first = words[0]
-    close = difflib.get_close_matches(first.lower(), list(cli.commands), 1, 0.7) if first.isidentifier() else []
+    close = []
+    if first.isidentifier() and len(first) <= _LONGEST_TYPO:
+        close = difflib.get_close_matches(first.lower(), list(cli.commands), 1, 0.7)
     if close and len(words) <= 2:
         raise WrongUse(f"{first!r} is no command; did you mean `longshot {close[0]}`?")
     if len(words) > 1:
@@ -325,6 +328,8 @@ def run(arguments: Sequence[str]) -> int:
     from longshot_dagster.cli.terminal import complain
 
     try:
+        if not {"--help", "-h", "--version"} & set(args):
+            _check_platform()
         return int(cli.main(args, prog_name="longshot", standalone_mode=False) or 0)
     except LongshotError as e:
         if debug:
@@ -345,8 +350,15 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as e:
         if debug:
             _show_traceback()
-        complain(f"unexpected {type(e).__name__}: {e}; the whole story is in {_written_traceback()}")
+        complain(f"unexpected {type(e).__name__}: {e}; the whole story is {_written_traceback()}")
         return 1
+
+
+def _check_platform() -> None:
+    from longshot_dagster.core.host import not_a_system_for_longshot
+
+    if line := not_a_system_for_longshot(sys.platform):
+        raise WrongUse(line)
 
 
 def _show_traceback() -> None:
@@ -356,14 +368,18 @@ def _show_traceback() -> None:
 
 
 def _written_traceback() -> str:
-    """Where the traceback of the error under way was written."""
+    """Where the traceback of the error under way is."""
     import tempfile
     import traceback
-    from pathlib import Path
 
-    with tempfile.NamedTemporaryFile("w", prefix="longshot-", suffix=".log", delete=False, encoding="utf-8") as file:
-        file.write(f"longshot {__version__}, Python {sys.version}\n{traceback.format_exc()}")
-        return str(Path(file.name))
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="longshot-", suffix=".log", delete=False, encoding="utf-8"
+        ) as file:
+            file.write(f"longshot {__version__}, Python {sys.version}\n{traceback.format_exc()}")
+            return f"in {file.name}"
+    except OSError:
+        return "shown with --debug"
 
 
 def main() -> None:

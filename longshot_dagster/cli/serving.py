@@ -6,9 +6,10 @@ from pathlib import Path
 
 from longshot_dagster.adapters import settings, stack
 from longshot_dagster.adapters.home import Home
+from longshot_dagster.adapters.settings import BacklogPlace
 from longshot_dagster.adapters.stack import StackInfo
 from longshot_dagster.adapters.ui_access import UiAccess
-from longshot_dagster.cli.terminal import say
+from longshot_dagster.cli.terminal import say, waiting
 from longshot_dagster.core.endpoints import Endpoint
 from longshot_dagster.core.errors import WrongUse
 
@@ -16,7 +17,10 @@ from longshot_dagster.core.errors import WrongUse
 def up(detach: bool, home: Home | None = None) -> int:
     """Serve until Ctrl-C, or in the background; says where when something serves already."""
     dotenv = settings.default_dotenv()
+    # A home that is named here is the demo's, which has no backlog.
+    backlog = settings.backlog({}, None, home) if home else None
     home = home or settings.home(os.environ, dotenv)
+    backlog = backlog or backlog_place(home, dotenv, beside=Path.cwd())
     endpoints = settings.endpoints(os.environ, dotenv)
     port = settings.ui_port(os.environ, dotenv)
     settings.resolve({}, {}, os.environ, dotenv, None)  # a typo is said now, not when the first build starts
@@ -26,8 +30,10 @@ def up(detach: bool, home: Home | None = None) -> int:
         return 0
     if not endpoints:
         say("no model endpoint is configured (LLM_BASE_URL or LLM_ENDPOINTS): builds cannot start until there is one")
+    if backlog.folder.is_dir():
+        say(f"backlog: {backlog.folder}, at most {backlog.builds} builds at once; `longshot backlog` lists it")
     if detach:
-        _say_where(home)(in_background(home, dotenv, endpoints))
+        _say_where(home)(in_background(home, dotenv, endpoints, backlog))
         return 0
     from longshot_dagster.adapters.supervisor import Supervisor
 
@@ -36,7 +42,7 @@ def up(detach: bool, home: Home | None = None) -> int:
         home,
         port=port,
         endpoints=endpoints,
-        environ=os.environ,
+        environ={**os.environ, **backlog.variables},
         dotenv=settings.inheritable(dotenv),
         say=say,
         on_ready=_say_where(home),
@@ -45,10 +51,25 @@ def up(detach: bool, home: Home | None = None) -> int:
     return 0
 
 
-def in_background(home: Home, dotenv: Path | None, endpoints: Sequence[Endpoint]) -> StackInfo:
-    """The home's stack with the person's own settings, started if there is none."""
+def in_background(
+    home: Home, dotenv: Path | None, endpoints: Sequence[Endpoint], backlog: BacklogPlace | None = None
+) -> StackInfo:
+    """The home's stack with the person's own settings, started if there is none.
+
+    A folder `backlog` that merely lies where a build was asked for is not taken up: `longshot up` alone does that.
+    """
     port, inherited = settings.ui_port(os.environ, dotenv), settings.inheritable(dotenv)
-    return stack.ensure(home, endpoints, port=port, environ=os.environ, dotenv=inherited, say=say)
+    environ = {**os.environ, **(backlog or backlog_place(home, dotenv)).variables}
+    with waiting("starting Dagster's code server, daemon and UI ..."):
+        return stack.ensure(home, endpoints, port=port, environ=environ, dotenv=inherited, say=say)
+
+
+def backlog_place(home: Home, dotenv: Path | None, beside: Path | None = None) -> BacklogPlace:
+    """Raises WrongUse for a folder that a person has named and that is not there."""
+    place = settings.backlog(os.environ, dotenv, home, beside)
+    if place.named and not place.folder.is_dir():
+        raise WrongUse(f"LONGSHOT_BACKLOG={place.folder} is not a folder; make it, or name another")
+    return place
 
 
 def down(home: Home | None = None) -> int:
@@ -56,7 +77,9 @@ def down(home: Home | None = None) -> int:
     home = home or settings.home(os.environ, settings.default_dotenv())
     if stack.supervisor_pid(home):
         say("stopping Longshot; builds under way are paused ...")
-    say("stopped" if stack.stop(home) else "Longshot is not running")
+    with waiting("ending runs and processes ..."):
+        stopped = stack.stop(home)
+    say("stopped" if stopped else "Longshot is not running")
     return 0
 
 

@@ -11,6 +11,7 @@ import click
 from longshot_dagster.adapters import settings, stack
 from longshot_dagster.adapters.home import Home
 from longshot_dagster.adapters.ledger import BuildLedger, Ledger
+from longshot_dagster.adapters.shared_main import waits_for
 from longshot_dagster.cli.terminal import say
 from longshot_dagster.core.display import one_line
 from longshot_dagster.core.errors import LedgerError
@@ -24,7 +25,7 @@ def status(build: str | None, as_json: bool) -> int:
     if build is None:
         _show_builds(home, as_json)
     else:
-        _show_build(Ledger(home.builds).existing(build), as_json)
+        _show_build(home, Ledger(home.builds).existing(build), as_json)
     return 0
 
 
@@ -40,7 +41,7 @@ def _show_builds(home: Home, as_json: bool) -> None:
     if not rows:
         say('no builds yet; longshot "REQUEST" starts one')
         return
-    _table(
+    table(
         ("build", "state", "landed", "age", "request"),
         [
             (
@@ -85,7 +86,7 @@ def _build_row(ledger: BuildLedger) -> dict[str, Any]:
     }
 
 
-def _show_build(ledger: BuildLedger, as_json: bool) -> None:
+def _show_build(home: Home, ledger: BuildLedger, as_json: bool) -> None:
     row = _build_row(ledger)
     if row["error"]:
         raise LedgerError(row["error"])
@@ -103,7 +104,9 @@ def _show_build(ledger: BuildLedger, as_json: bool) -> None:
         say(headline(report))
     if tasks:
         columns = ("task", "handoff", "landing", "waits for / why", "what")
-        _table(columns, [(t["task"], t["handoff"], t["landing"], t["why"], t["description"]) for t in tasks])
+        table(columns, [(t["task"], t["handoff"], t["landing"], t["why"], t["description"]) for t in tasks])
+    if row["phase"] == BuildPhase.RUNNING and (mender := waits_for(home, ledger)):
+        say(f"main is red, and build {mender} mends it; this one waits for that")
     if row["phase"] == BuildPhase.PAUSED:
         say(f"to go on: longshot resume {row['build']}")
 
@@ -113,14 +116,22 @@ def _task_row(ledger: BuildLedger, name: str, phase: BuildPhase) -> dict[str, st
     return {
         "task": name,
         "kind": task.kind.value,
-        "handoff": handoff.status.value if handoff else "-",
+        "handoff": handoff.status.value if handoff else _so_far(ledger, name),
         "landing": landing.state.value if landing else ("delegated" if task.delegated else "-"),
         "why": waiting_for(task, handoff, landing, phase),
         "description": task.description.strip().partition("\n")[0][:200],
     }
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def _so_far(ledger: BuildLedger, task: str) -> str:
+    """Of a task that was not handed in."""
+    if ledger.cancel_requested(task):
+        return "(cancelled)"
+    done = ledger.interrupted(task)
+    return f"{done.status.value} (interrupted)" if done else "-"
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Columns as wide as they need, the last cut at the terminal's width."""
     import shutil
 

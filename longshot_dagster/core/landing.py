@@ -2,13 +2,13 @@
 
 import posixpath
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from longshot_dagster.core import scope
 from longshot_dagster.core.display import display
 from longshot_dagster.core.errors import WrongUse
-from longshot_dagster.core.ids import FIX, ROOT
+from longshot_dagster.core.ids import FIX, ROOT, task_partition
 from longshot_dagster.core.lifecycle import parent_of
 from longshot_dagster.core.models import (
     MAX_LIST,
@@ -21,14 +21,15 @@ from longshot_dagster.core.models import (
     Task,
     WorkerRun,
 )
+from longshot_dagster.core.working import BY_A_PERSON
 
 BUILD_TRAILER = "Longshot-Build"
 TASK_TRAILER = "Longshot-Task"
 SOURCE_TRAILER = "Longshot-Source"
 
-SUPERSEDABLE = (LandingState.CONFLICT, LandingState.WITHHELD, LandingState.NOOP)
+SUPERSEDABLE = (LandingState.CONFLICT, LandingState.WITHHELD, LandingState.NOOP, LandingState.UNDONE)
 
-_FORGED = re.compile(r"\W*longshot[-_ ]*(?:build|task|source)\s*[:=#]", re.IGNORECASE)
+_FORGED = re.compile(r"\W*longshot[-_ ]*(?:build|task|source|undo)\s*[:=#]", re.IGNORECASE)
 _MODES = {"000000", "100644", "100755", "120000"}
 _SUBJECT = 100
 _BODY = 4_000
@@ -66,6 +67,14 @@ class Ownership:
         if path in self.claims:
             return self.claims[path]
         return next((task for task, entries in self.scopes.items() if scope.covers(entries, path)), None)
+
+    def beside(self, *others: "Ownership") -> "Ownership":
+        """This one, and what others own besides; where both claim a path, it is this one's."""
+        scopes, claims = dict(self.scopes), dict(self.claims)
+        for other in others:
+            scopes = {**other.scopes, **scopes}
+            claims = {**other.claims, **claims}
+        return Ownership(scopes, claims)
 
 
 @dataclass(frozen=True)
@@ -170,16 +179,35 @@ def ownership(task: Task, tasks: Iterable[Task], landings: Mapping[str, LandingO
     Its own ancestors do not count (a parent's scope is what its children share out), nor what it replaces, nor what
     another task has superseded.
     """
-    mine = {task.id, *task.replaces, *_ancestors(task.id)}
+    return _owned(tasks, landings, {task.id, *task.replaces, *_ancestors(task.id)}, lambda name: name)
+
+
+def holdings(build: str, tasks: Iterable[Task], landings: Mapping[str, LandingOutcome]) -> Ownership:
+    """What another build owns on the branch: its tasks' scopes and claims, by their full names."""
+    return _owned(tasks, landings, frozenset(), lambda name: task_partition(build, name))
+
+
+def strays(changes: Iterable[Change], task: Task) -> bool:
+    """Does a branch touch anything outside its task's scope?"""
+    return any(not scope.covers(task.scope, change.path) for change in changes)
+
+
+def _owned(
+    tasks: Iterable[Task],
+    landings: Mapping[str, LandingOutcome],
+    but: Collection[str],
+    named: Callable[[str], str],
+) -> Ownership:
+    given_up = (LandingState.SUPERSEDED, LandingState.UNDONE)
     scopes = {
-        t.id: t.scope
+        named(t.id): t.scope
         for t in tasks
-        if t.id not in mine and (t.id not in landings or landings[t.id].state is not LandingState.SUPERSEDED)
+        if t.id not in but and (t.id not in landings or landings[t.id].state not in given_up)
     }
     claims = {
-        concern.path: outcome.task
+        concern.path: named(outcome.task)
         for outcome in landings.values()
-        if outcome.state is LandingState.LANDED and outcome.task not in mine
+        if outcome.state is LandingState.LANDED and outcome.task not in but
         for concern in outcome.concerns
         if concern.kind is ConcernKind.CLAIMED
     }
@@ -194,6 +222,8 @@ def _ancestors(task: str) -> Iterator[str]:
 def landable(handoff: Handoff, run: WorkerRun | None) -> Concern | None:
     """Why a branch may not land at all; None when it may. Red on its base too does not count against it."""
     if handoff.status is not HandoffStatus.COMPLETE:
+        if BY_A_PERSON in handoff.concerns:
+            return Concern(kind=ConcernKind.NOT_COMPLETE, text="a person cancelled the task")
         return Concern(kind=ConcernKind.NOT_COMPLETE, text=f"the handoff is {handoff.status}, not complete")
     if run is None:
         return Concern(kind=ConcernKind.NOT_COMPLETE, text="there is no record of the worker's run")

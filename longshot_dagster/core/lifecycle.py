@@ -75,6 +75,7 @@ class BuildView:
     sweep: SweepView | None = None  # the newest
     finalize_attempt: int = 0  # finalizations that have ended red so far
     final_sweep: int | None = None  # the sweep the last finalization ended with
+    mended_by: str = ""  # another build on the same branch, whose fix iteration answers its red main at the moment
     finalization_max_attempts: int = 3
     max_iterations: int = 100
 
@@ -123,7 +124,7 @@ def next_steps(view: BuildView) -> list[Step]:
             closing = closing or any(isinstance(s, CloseParent) for s in more)
             steps += more
     steps += _fixing(view)
-    if not steps and not closing and _drained(view):
+    if not steps and not closing and _drained(view) and not waits_for_mending(view):
         steps.append(Finalize(view.finalize_attempt + 1))
     return steps
 
@@ -148,8 +149,17 @@ def fixable_sweep(view: BuildView) -> int | None:
 
     While planners still add work, acceptance tests of what is not built yet are red by right: only a regression is
     answered then, and only so often in a row: fixes that land and mend nothing would go on for ever. Once the root
-    planner is done, finalization decides (`final_sweep`).
+    planner is done, finalization decides (`final_sweep`). Of several builds on one branch, one answers at a time.
     """
+    return None if view.mended_by else _fixable_sweep(view)
+
+
+def waits_for_mending(view: BuildView) -> bool:
+    """Would this build answer its red main, if another one were not at it already?"""
+    return bool(view.mended_by) and _fixable_sweep(view) is not None
+
+
+def _fixable_sweep(view: BuildView) -> int | None:
     s = view.sweep
     answered = {i.sweep for i in view.iterations if i.key.planner == FIX}
     if s is None or not s.red or s.number in answered:

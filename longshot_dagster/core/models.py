@@ -15,7 +15,7 @@ from longshot_dagster.core.display import one_line
 from longshot_dagster.core.errors import WrongUse
 from longshot_dagster.core.settings import Origin, Settings
 
-SCHEMA = 1  # of the ledger; a reader knows this one and the one before it
+SCHEMA = 2  # of the ledger; a reader knows this one and the one before it
 
 MAX_REQUEST = 100_000
 MAX_TEXT = 20_000
@@ -67,6 +67,7 @@ class BuildRequest(Record):
     """`request.json`: what a person asked for, with every setting resolved and frozen."""
 
     schema_version: int = SCHEMA
+    written_by: str = Field(default="", description="version of longshot that last wrote to this ledger")
     build: str
     request: Annotated[str, StringConstraints(min_length=1, max_length=MAX_REQUEST, strip_whitespace=True)]
     target: Target
@@ -120,6 +121,18 @@ class BuildState(Record):
         if phase is not self.phase and phase not in BUILD_TRANSITIONS[self.phase]:
             raise ValueError(f"a build that is {self.phase} cannot become {phase}")
         return self.model_copy(update={"phase": phase, "reason": reason[:MAX_LINE], "verdict": verdict or self.verdict})
+
+    def reopened(self, finalization: str) -> Self:
+        """A finished build running again, because one of its tasks is worked on anew; `finalization` gets a new attempt.
+
+        Raises ValueError unless it is finished.
+        """
+        if self.phase is not BuildPhase.FINISHED:
+            raise ValueError(f"a build that is {self.phase} cannot be reopened")
+        attempts = {**self.attempts, finalization: self.attempts.get(finalization, 1) + 1}
+        return self.model_copy(
+            update={"phase": BuildPhase.RUNNING, "reason": "", "verdict": None, "attempts": attempts}
+        )
 
     @property
     def under_way(self) -> bool:
@@ -205,6 +218,7 @@ class Plan(Record):
     scratchpad: str = ""
     tokens: int = 0
     duration_ms: int = 0
+    planned_at: float | None = Field(default=None, description="when it was frozen; None in older ledgers")
     notes: tuple[Line, ...] = Field(default=(), description="what of the planner's answer could not be taken, and why")
 
     @property
@@ -277,6 +291,12 @@ class CheckResult(Record):
         return self.status in (CheckStatus.RED, CheckStatus.TIMEOUT)
 
 
+class CancelRequest(Record):
+    """`tasks/<id>/cancel.json`: a person wants no more of this task."""
+
+    at: float
+
+
 class WorkerRun(Record):
     """`tasks/<id>/run.json`: how the task was worked on (beside the handoff, which stays the specification's)."""
 
@@ -319,7 +339,7 @@ LANDING_TRANSITIONS: dict[LandingState, frozenset[LandingState]] = {
     LandingState.CONFLICT: frozenset({LandingState.QUEUED, LandingState.SUPERSEDED}),
     LandingState.WITHHELD: frozenset({LandingState.QUEUED, LandingState.SUPERSEDED}),
     LandingState.LANDED: frozenset({LandingState.UNDONE}),
-    LandingState.UNDONE: frozenset(),
+    LandingState.UNDONE: frozenset({LandingState.SUPERSEDED}),
     LandingState.NOOP: frozenset({LandingState.SUPERSEDED}),
     LandingState.SUPERSEDED: frozenset(),
 }
@@ -370,6 +390,7 @@ class LandingOutcome(Record):
     conflict_with: tuple[str, ...] = Field(default=(), description="landed tasks that touched the conflicted paths")
     concerns: tuple[Concern, ...] = ()
     superseded_by: str | None = None
+    undone_by: Oid | None = Field(default=None, description="the commit on the landing branch that took it back")
     history: tuple[tuple[LandingState, float], ...] = ()
 
     def moved(self, state: LandingState, at: float, **changes: Any) -> Self:
@@ -410,6 +431,7 @@ class Sweep(Record):
     error: Line = Field(default="", description="why the sweep itself could not run; such a sweep is not green")
     started_at: float
     ended_at: float
+    made_by: str = Field(default="", description="the build on the same branch that made it; empty: this build")
 
     @property
     def green(self) -> bool:

@@ -173,7 +173,8 @@ def _standing(facts: RoundFacts) -> list[str]:
     if facts.unlanded:
         lines = [f"- {r.task.id}: {_fate(r)}: {one_line(r.task.description, 120)}" for r in facts.unlanded[:30]]
         parts.append(
-            "## Work that did not land\n\nA conflict is already being fixed. Redo what is still wanted, with `replaces`.\n"
+            "## Work that did not land\n\nA conflict is already being fixed. What is undone was taken back by a "
+            "person: not as it was again. Redo what is still wanted, with `replaces`.\n"
             + "\n".join(lines)
             + _more(facts.unlanded, 30)
         )

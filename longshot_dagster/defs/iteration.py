@@ -7,13 +7,15 @@ Every op returns what the ledger already holds instead of doing it again, so a r
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import dagster as dg
 
 from longshot_dagster.core import ids
-from longshot_dagster.core.errors import BuildPaused, IncompleteIteration, LedgerError
+from longshot_dagster.core.errors import BuildPaused, Cancelled, IncompleteIteration, LedgerError
 from longshot_dagster.core.ids import IterationKey, parse_iteration_key
+from longshot_dagster.core.lifecycle import BuildView, fixable_sweep
 from longshot_dagster.core.measuring import snapshot
 from longshot_dagster.core.models import (
     BuildPhase,
@@ -65,6 +67,8 @@ ASSETS = {
         ("plan", "handoffs", "landings", "health"),
     ),
 }
+_RETRY_BEGINS_S = 5.0  # from setting a task's work aside to its new worker's lock
+_LOOK_S = 0.5
 _LANDS_FIRST = {"dagster/priority": "1"}  # a finished branch lands before more work starts
 
 
@@ -89,7 +93,8 @@ def make_plan(
         plan = tools.ledger.plan(key)
         if plan is None:
             going_on(tools)
-            plan = tools.ledger.freeze_plan(key, tools.planner.plan(key, repo_state, tools.ledger.view()))
+            planned = tools.planner.plan(key, repo_state, view_to_plan_from(tools, key))
+            plan = tools.ledger.freeze_plan(key, planned.model_copy(update={"planned_at": tools.clock.now()}))
             if refused := tools.landing.checkpoint():
                 context.log.warning(f"the checkpoint stays local: {refused}")
     keys = [ids.task_partition(key.build, task.id) for task in plan.tasks]
@@ -134,6 +139,7 @@ def gather(context: dg.OpExecutionContext, plan: Plan, landed: list[str], longsh
     """Compare what came back with the manifest: a task without handoff and landing stops the iteration, by name."""
     key, tools = _place(context, longshot)
     with _pausing(context, tools, key):
+        await_retried(tools, plan, cancellation(context.run_id).is_set)
         handoffs, landings = complete(tools, plan, landed)
     yield dg.Output(handoffs, "handoffs", metadata=metadata.handoffs_metadata(handoffs))
     yield dg.Output(landings, "landings", metadata=metadata.landings_metadata(landings))
@@ -242,6 +248,21 @@ def dispatched(tools: BuildTools, key: IterationKey, task: str) -> Task:
     return found
 
 
+def await_retried(tools: BuildTools, plan: Plan, cancelled: Callable[[], bool]) -> None:
+    """Wait for tasks that a person has meanwhile given to a new worker: another run hands them in. Raises Cancelled."""
+    for task in plan.dispatched:
+        until = tools.clock.monotonic() + _RETRY_BEGINS_S
+        while tools.ledger.handoff(task.id) is None:
+            if cancelled():
+                raise Cancelled(f"cancelled while {task.id} is worked on again")
+            if tools.ledger.at_work(task.id):
+                until = tools.clock.monotonic() + _RETRY_BEGINS_S
+            elif tools.clock.monotonic() > until:
+                return  # the completeness guard says so
+            tools.clock.sleep(_LOOK_S)
+        tools.landing.land(task)
+
+
 def complete(tools: BuildTools, plan: Plan, landed: list[str]) -> tuple[list[Handoff], list[LandingOutcome]]:
     """The completeness guard. Raises IncompleteIteration that names every task of the manifest without its documents."""
     wanted = [t.id for t in plan.dispatched]
@@ -253,15 +274,26 @@ def complete(tools: BuildTools, plan: Plan, landed: list[str]) -> tuple[list[Han
     return [handoffs[t] for t in wanted], [landings[t] for t in wanted]
 
 
+def view_to_plan_from(tools: BuildTools, key: IterationKey) -> BuildView:
+    """The ledger's view; of a red main only when no other build on the branch mends it already."""
+    view = tools.ledger.view()
+    if key.planner == ids.FIX and fixable_sweep(view) is not None:
+        return replace(view, mended_by=tools.shared_main.claim_mending(tools.ledger, key))
+    return view
+
+
 def sweep_main(tools: BuildTools, iteration: str, cancelled: Callable[[], bool]) -> Sweep:
-    """The newest sweep if it is of main's head and could run, or a new one; one sweep of a build at a time."""
-    ledger = tools.ledger
-    with ledger.lock("sweep"):
+    """The newest sweep of main's head that could run, this build's or another's, or a new one. One at a time of a branch."""
+    ledger, shared = tools.ledger, tools.shared_main
+    with shared.sweeping(cancelled):
         sweeps, head = ledger.sweeps(), tools.mirror.fetch()
         if sweeps and sweeps[-1].head == head and not sweeps[-1].error:
             return sweeps[-1]
-        found = tools.sweep(head, len(sweeps) + 1, iteration, cancelled)
-        ledger.save_sweep(found)
+        others = shared.newest_sweep()
+        if others is not None and others.head == head:
+            return ledger.add_sweep(others.model_copy(update={"iteration": iteration}))
+        found = ledger.add_sweep(tools.sweep(head, len(sweeps) + 1, iteration, cancelled))
+        shared.publish(found)
         return found
 
 

@@ -13,13 +13,14 @@ from pydantic import Field, PrivateAttr
 from longshot_dagster.adapters.home import Home
 from longshot_dagster.adapters.ledger import BuildLedger, Ledger
 from longshot_dagster.core.clock import Clock, SystemClock
-from longshot_dagster.core.models import BuildRequest, Sweep
+from longshot_dagster.core.models import BuildRequest, LandingState, Sweep
 
 if TYPE_CHECKING:
     from longshot_dagster.adapters.gateway_client import Gateway
     from longshot_dagster.adapters.landing import LandingQueue
     from longshot_dagster.adapters.mirror import Mirror
     from longshot_dagster.adapters.planner import Planner
+    from longshot_dagster.adapters.shared_main import SharedMain
     from longshot_dagster.adapters.worker import WorkerRunner
     from longshot_dagster.core.sandbox import SandboxProvider
 
@@ -106,6 +107,12 @@ class BuildTools:
 
         return self._once("landing", lambda: LandingQueue(self.ledger, self.request, self.mirror, self.clock))
 
+    @property
+    def shared_main(self) -> "SharedMain":
+        from longshot_dagster.adapters.shared_main import SharedMain
+
+        return self._once("shared_main", lambda: SharedMain(self.home, self.request))
+
     def sweep(self, head: str, number: int, iteration: str, cancelled: Callable[[], bool]) -> Sweep:
         """Build and test `head` in a clean checkout inside a sandbox; the result is not saved yet."""
         from longshot_dagster.adapters.sweeper import run_sweep
@@ -113,6 +120,12 @@ class BuildTools:
         return run_sweep(
             self.ledger, self.request, self.provider, self.mirror, self.clock, head, number, iteration, cancelled
         )
+
+    def forget_landed_work(self) -> None:
+        """What has landed is on the branch: the mirror need not keep the workers' own branches of it."""
+        landings = {t: self.ledger.landing(t) for t in self.ledger.task_ids()}
+        landed = [t for t, o in landings.items() if o is not None and o.state is LandingState.LANDED]
+        self.mirror.forget_work(self.ledger.build, landed)
 
     def _once(self, name: str, make: Callable[[], T]) -> T:
         with self._lock:

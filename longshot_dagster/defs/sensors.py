@@ -7,14 +7,24 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
+from typing import TypeGuard
 
 import dagster as dg
 
 from longshot_dagster.adapters import leases
 from longshot_dagster.adapters.ledger import BuildLedger
+from longshot_dagster.adapters.shared_main import SharedMain, view_beside_others
 from longshot_dagster.core.errors import LedgerError, WrongUse
 from longshot_dagster.core.ids import FIX
-from longshot_dagster.core.lifecycle import CloseParent, Finalize, RunIteration, Step, next_steps
+from longshot_dagster.core.lifecycle import (
+    BuildView,
+    CloseParent,
+    Finalize,
+    RunIteration,
+    Step,
+    fixable_sweep,
+    next_steps,
+)
 from longshot_dagster.core.models import BuildPhase
 from longshot_dagster.core.settings import Settings
 from longshot_dagster.defs import partitions
@@ -141,16 +151,25 @@ def _due(
     """What is due in every build; while one is being finalized, nothing else of it starts."""
     for ledger in longshot.ledger().unfinished():
         try:
-            view = ledger.view()
+            view = view_beside_others(longshot.installation(), ledger)
         except (LedgerError, WrongUse) as e:
             context.log.error(f"{ledger.build}: {reason_of(e)}")
             continue
         for step in next_steps(view):
-            if wanted(step) and (view.phase is not BuildPhase.FINALIZING or isinstance(step, Finalize)):
+            startable = view.phase is not BuildPhase.FINALIZING or isinstance(step, Finalize)
+            if wanted(step) and startable and _is_ours(longshot, ledger, view, step):
                 yield ledger, step
 
 
-def _is_iteration(step: Step, *, fix: bool) -> bool:
+def _is_ours(longshot: LongshotResource, ledger: BuildLedger, view: BuildView, step: Step) -> bool:
+    """False for a new fix iteration whose red main another build has just taken up; taken up here when it is True."""
+    known = {i.key for i in view.iterations}
+    if not _is_iteration(step, fix=True) or step.key in known or fixable_sweep(view) is None:
+        return True
+    return not SharedMain(longshot.installation(), ledger.request()).claim_mending(ledger, step.key)
+
+
+def _is_iteration(step: Step, *, fix: bool) -> TypeGuard[RunIteration]:
     return isinstance(step, RunIteration) and (step.key.planner == FIX) is fix
 
 

@@ -53,7 +53,8 @@ def task_result(
     """One task's record: status, diff, branch, commits, tokens, checks, concerns. Iterations write it.
 
     Materialize a partition by hand to work on a task that was never handed in, or to land again one that did not land;
-    a task that has landed is only reported anew. Materializing the missing partitions repairs a build.
+    a task that has landed is only reported anew. Materializing the missing partitions repairs a build; one that had
+    finished is then finalized anew.
     """
     build, task_id = parse_task_partition(context.partition_key)
     with plainly():
@@ -70,7 +71,7 @@ def deed(handoff: Handoff | None, landing: LandingOutcome | None, again: bool) -
     if handoff is None:
         return "work"
     state = landing.state if landing else None
-    if state in (LandingState.LANDED, LandingState.SUPERSEDED):
+    if state in (LandingState.LANDED, LandingState.SUPERSEDED) or (state is LandingState.UNDONE and not again):
         return "report"
     if state is LandingState.NOOP:  # an empty diff is no answer from a worker that says it failed
         return "work" if again and handoff.status is not HandoffStatus.COMPLETE else "report"
@@ -88,14 +89,18 @@ def redo(
     if task.delegated or what == "report":
         return task, landing
     if what == "work":
-        aside = ledger.forget_work(task_id)
+        # What an interrupted worker has done is no finished work: the new one goes on from there.
+        aside = ledger.forget_work(task_id) if ledger.handoff(task_id) else None
         try:
+            ledger.reopen()
             tools.worker.run(task, cancelled)
         except BaseException:
-            ledger.recall_work(task_id, aside)  # its iteration has ended: nobody else would ever hand it in
+            if aside is not None:
+                ledger.recall_work(task_id, aside)  # its iteration has ended: nobody else would ever hand it in
             raise
     else:
         requeue(tools, task_id)
+        ledger.reopen()
     try:
         return task, tools.landing.land(task)
     except LongshotError as e:

@@ -19,7 +19,7 @@ import pytest
 from browser import CHROMIUM, browser
 
 from longshot_dagster.adapters import processes, stack
-from longshot_dagster.adapters.dagster_api import ENDED, DagsterApi
+from longshot_dagster.adapters.dagster_api import ENDED, DagsterApi, Pool
 from longshot_dagster.adapters.home import Home
 from longshot_dagster.adapters.settings import STACK_MARK
 from longshot_dagster.adapters.ui_access import UiAccess
@@ -163,6 +163,34 @@ def test_a_refused_job_says_its_one_line(served: Served) -> None:
     run = served.api.launch("refusing", {}, {})
     until(lambda: served.api.status(run) in ENDED)
     assert served.api.failure(run) == ("WrongUse", "there is no such repository; give another")
+
+
+def test_a_pool_says_who_holds_a_slot_and_the_runs_tags_whose_it_is(served: Served) -> None:
+    served.api.ask('mutation{setConcurrencyLimit(concurrencyKey:"beds",limit:3)}', {})
+    assert served.api.pool("beds") == Pool(3, (), ())
+    run = served.api.launch("napping", {"ops": {"nap": {"config": {"seconds": 60}}}}, {"who": "me"})
+    until(lambda: served.api.pool("beds").used)
+    assert served.api.pool("beds") == Pool(3, ((run, "nap"),), ())
+    assert served.api.tags([run])[run]["who"] == "me"
+    served.api.terminate([run])
+    until(lambda: served.api.status(run) in ENDED)
+
+
+def test_an_ended_run_and_a_partition_are_removed_and_a_second_time_is_no_error(served: Served) -> None:
+    api = served.api
+    run = api.launch("refusing", {}, {"longshot/build": "old-1111"})
+    until(lambda: api.status(run) in ENDED, 120)
+    assert [r.id for r in api.every_run() if r.belongs_to("old-1111")] == [run]
+    where = 'repositorySelector:{repositoryLocationName:"longshot",repositoryName:"__repository__"}'
+    for key in ("old", "young"):
+        api.ask(
+            f'mutation{{addDynamicPartition({where},partitionsDefName:"beds",partitionKey:"{key}"){{__typename}}}}', {}
+        )
+    for _ in range(2):
+        api.delete_run(run)
+        api.delete_partitions("beds", ["old"])
+    assert not [r for r in api.every_run() if r.id == run]
+    assert api.ask("{assetNodes{partitionKeys}}", {})["assetNodes"] == [{"partitionKeys": ["young"]}]
 
 
 def test_a_job_that_does_not_exist_is_refused_in_one_line(served: Served) -> None:

@@ -7,7 +7,7 @@ import dagster as dg
 from longshot_dagster.core.errors import WrongUse
 
 
-@dg.op(config_schema={"seconds": dg.Field(float, default_value=0.0)})
+@dg.op(pool="beds", config_schema={"seconds": dg.Field(float, default_value=0.0)})
 def nap(context: dg.OpExecutionContext) -> None:
     time.sleep(context.op_config["seconds"])
 
@@ -27,4 +27,9 @@ def refusing() -> None:
     refuse()
 
 
-defs = dg.Definitions(jobs=[napping, refusing])
+@dg.asset(partitions_def=dg.DynamicPartitionsDefinition(name="beds"))
+def made() -> None:
+    pass
+
+
+defs = dg.Definitions(assets=[made], jobs=[napping, refusing])

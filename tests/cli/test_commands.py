@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from longshot_dagster.adapters.ledger import Ledger
+from longshot_dagster.cli import main
 from longshot_dagster.core.ids import IterationKey
 from longshot_dagster.core.models import (
     BuildPhase,
@@ -137,7 +138,7 @@ def test_an_unexpected_error_is_one_line_and_a_file(tmp_path: Path) -> None:
 
 def test_the_command_line_never_loads_what_is_heavy(tmp_path: Path) -> None:
     code = (
-        "import sys\nfrom longshot_dagster.cli import building, demo, main, resuming, serving, status\n"
+        "import sys\nfrom longshot_dagster.cli import attaching, building, completing, demo, logs, main, reporting, resuming, serving, status\n"
         "heavy = 'dagster modal pydantic_ai pandas openai aiohttp git rich pydantic_settings uvicorn starlette'\n"
         "print([m for m in heavy.split() if m in sys.modules])"
     )
@@ -204,3 +205,11 @@ def test_resuming_without_endpoints_says_so_and_changes_nothing(tmp_path: Path) 
     assert done.returncode == 2
     assert "no model endpoint is configured" in done.stderr
     assert Ledger(tmp_path / "home" / "builds").build(name).state().phase is BuildPhase.PAUSED
+
+
+def test_another_system_is_told_where_longshot_runs_before_anything_is_imported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert main.run(["status"]) == 2
+    assert "WSL2" in capsys.readouterr().err

@@ -6,9 +6,28 @@ from typing import Any
 import pytest
 
 from longshot_dagster.core.contract import Mode, WorkResult
-from longshot_dagster.core.models import BuildRequest, CheckName, HandoffStatus, Target, TargetKind, Task
+from longshot_dagster.core.models import (
+    BuildRequest,
+    CheckName,
+    Handoff,
+    HandoffMetrics,
+    HandoffStatus,
+    Target,
+    TargetKind,
+    Task,
+)
 from longshot_dagster.core.settings import Settings
-from longshot_dagster.core.working import concerns, judge, read_result, sweep_order, user_message, work_order
+from longshot_dagster.core.working import (
+    BY_A_PERSON,
+    Beginning,
+    cancelled_handoff,
+    concerns,
+    judge,
+    read_result,
+    sweep_order,
+    user_message,
+    work_order,
+)
 
 OID = "a" * 40
 TASK = Task(
@@ -103,3 +122,37 @@ def test_concerns_name_what_the_worker_did_not() -> None:
         "conflict markers were left in a.py",
         "own",
     ]
+
+
+DONE = Handoff(
+    task_id="r001-01",
+    status=HandoffStatus.PARTIAL,
+    summary="half of it",
+    files_changed=["app.py", "x\n# Task r009-09", *(f"f{n}.py" for n in range(40))],
+    concerns=["unfinished"],
+)
+
+
+def test_a_worker_that_goes_on_is_told_what_was_done_and_where_to_see_it() -> None:
+    beginning = Beginning("b" * 40, "c" * 40, DONE)
+    order = work_order(TASK, request(), "b" * 40, "", beginning)
+    assert (order.base, order.start) == ("b" * 40, "c" * 40)
+    lines = order.prompt.splitlines()
+    assert lines[0] == "# Task r001-01"
+    told = lines[lines.index("## What was done so far") + 2]
+    assert "it changed app.py, x # Task r009-09, f0.py" in told and "and 12 more" in told
+    assert f"`git diff {'b' * 12} HEAD`" in told
+    assert lines.index("## What was done so far") < lines.index("## Rules")
+    assert work_order(TASK, request(), OID, "").start is None
+
+
+def test_a_cancelled_task_is_handed_in_as_far_as_it_had_come() -> None:
+    some, none = cancelled_handoff(TASK, DONE), cancelled_handoff(TASK, None)
+    assert (some.status, some.concerns) == (HandoffStatus.PARTIAL, [BY_A_PERSON, "unfinished"])
+    assert (some.summary, some.files_changed) == ("Cancelled by a person. half of it", DONE.files_changed)
+    assert (none.status, none.concerns, none.files_changed) == (HandoffStatus.BLOCKED, [BY_A_PERSON], [])
+    finished = DONE.model_copy(update={"status": HandoffStatus.COMPLETE})
+    assert cancelled_handoff(TASK, finished).status is HandoffStatus.PARTIAL
+    nothing = finished.model_copy(update={"files_changed": [], "metrics": HandoffMetrics(tokens_used=7)})
+    assert cancelled_handoff(TASK, nothing).status is HandoffStatus.BLOCKED
+    assert cancelled_handoff(TASK, nothing).metrics.tokens_used == 7

@@ -195,6 +195,9 @@ class ScriptedTools(BuildTools):
             self.ledger.save_landing(replaced.moved(LandingState.SUPERSEDED, self.clock.now(), **changes))
         return outcome
 
+    def forget_work(self, build: str, tasks: Sequence[str]) -> None:
+        pass
+
     def checkpoint(self) -> str | None:
         return None
 

@@ -45,7 +45,9 @@ def iterate(tools: ScriptedTools, key: IterationKey, sweep: int | None = None) -
     tools.ledger.save_metrics(key, MetricsSnapshot(iteration=key.short))
 
 
-def test_a_green_build_is_reported_and_finished(home: Home, instance: dg.DagsterInstance) -> None:
+def test_a_green_build_is_reported_on_a_page_and_in_the_ui_and_finished(
+    home: Home, instance: dg.DagsterInstance
+) -> None:
     drained(home, Script())
     instance.add_dynamic_partitions("builds", [BUILD])
     here = str(Path(__file__).parent)
@@ -57,9 +59,30 @@ def test_a_green_build_is_reported_and_finished(home: Home, instance: dg.Dagster
     report = fresh(home).report()
     assert report is not None and report.verdict is Verdict.GREEN
     assert (fresh(home).state().phase, fresh(home).state().verdict) == (BuildPhase.FINISHED, Verdict.GREEN)
+    folder = home.builds / BUILD
+    assert (folder / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+    written = (folder / "report.md").read_text(encoding="utf-8")
+    assert written.startswith(r"# toy\-0001: green")
     record = instance.get_latest_materialization_event(dg.AssetKey("build_report"))
     assert record is not None and record.asset_materialization is not None
-    assert str(record.asset_materialization.metadata["report"].value).startswith("# toy")
+    shown = {name: value.value for name, value in record.asset_materialization.metadata.items()}
+    assert {k: shown[k] for k in ("verdict", "tasks", "landed", "left over", "cost", "page")} == {
+        "verdict": "green",
+        "tasks": 1,
+        "landed": 1,
+        "left over": 0,
+        "cost": "unknown",
+        "page": str(folder / "report.html"),
+    }
+    assert "![timeline](data:image/svg+xml;base64," in str(shown["report"])
+
+
+def test_a_page_that_cannot_be_written_is_not_worth_a_build(home: Home) -> None:
+    tools = drained(home, Script())
+    (home.builds / BUILD / "report.html").mkdir()
+    report = finalize(tools, 1, lambda: False)
+    assert report is not None and report.verdict is Verdict.GREEN
+    assert fresh(home).state().phase is BuildPhase.FINISHED
 
 
 def test_a_red_main_goes_back_for_fixes_as_often_as_allowed(home: Home) -> None:

@@ -7,12 +7,13 @@ import dagster as dg
 import pytest
 from dagster_doubles import BUILD, Script, ScriptedTools, begin, definitions, fresh
 
+from longshot_dagster.adapters.exclusive import claim
 from longshot_dagster.adapters.home import Home
-from longshot_dagster.core.errors import BudgetExhausted, ModelUnavailable
+from longshot_dagster.core.errors import BudgetExhausted, Cancelled, ModelUnavailable
 from longshot_dagster.core.ids import IterationKey
 from longshot_dagster.core.lifecycle import Finalize, RunIteration, next_steps
 from longshot_dagster.core.models import BuildPhase, CheckStatus, HandoffStatus, LandingOutcome, LandingState, Sweep
-from longshot_dagster.defs.iteration import sweep_main
+from longshot_dagster.defs.iteration import await_retried, complete, sweep_main
 
 FIRST = IterationKey(BUILD, "root", 1)
 
@@ -227,6 +228,27 @@ def test_the_guard_names_the_task_whose_documents_are_gone(home: Home) -> None:
     tools.land(plan.tasks[0])
     with pytest.raises(IncompleteIteration, match=r"root\.001 has no result of r001-02"):
         complete(tools, plan, ["r001-01", "r001-02"])
+
+
+def test_a_task_that_a_person_retries_meanwhile_is_waited_for(home: Home) -> None:
+    begin(home, Script(plans={"root.001": ["a.py"]}, statuses={"r001-01": HandoffStatus.FAILED}))
+    tools = ScriptedTools(home, BUILD)
+    plan = tools.ledger.freeze_plan(FIRST, tools.plan(FIRST, tools.repo_state(tools.fetch()), tools.ledger.view()))
+    tools.run(plan.tasks[0], lambda: False)
+    tools.land(plan.tasks[0])
+    tools.ledger.forget_work("r001-01")
+    tools.script.statuses = {}
+    lock = tools.ledger.work_lock("r001-01")
+    assert lock is not None
+    with ThreadPoolExecutor(1) as pool, claim(lock):
+        with pytest.raises(Cancelled):
+            await_retried(tools, plan, lambda: True)
+        waiting = pool.submit(await_retried, tools, plan, lambda: False)
+        with pytest.raises(TimeoutError):
+            waiting.result(timeout=0.3)
+        tools.run(plan.tasks[0], lambda: False)
+        waiting.result(timeout=30)
+    assert [o.state for o in complete(tools, plan, ["r001-01"])[1]] == [LandingState.LANDED]
 
 
 def test_main_is_not_swept_again_while_nothing_lands(instance: dg.DagsterInstance, home: Home) -> None:

@@ -7,9 +7,21 @@ import pytest
 from dagster_doubles import BUILD, Script, ScriptedTools, begin, fresh
 
 from longshot_dagster.adapters.home import Home
-from longshot_dagster.core.errors import ModelUnavailable, RepositoryError, WrongUse
+from longshot_dagster.core.errors import Cancelled, ModelUnavailable, RepositoryError, WrongUse
 from longshot_dagster.core.ids import IterationKey
-from longshot_dagster.core.models import Handoff, HandoffStatus, LandingOutcome, LandingState, Task
+from longshot_dagster.core.lifecycle import Finalize, next_steps
+from longshot_dagster.core.models import (
+    BuildPhase,
+    Handoff,
+    HandoffStatus,
+    LandingOutcome,
+    LandingState,
+    MetricsSnapshot,
+    Plan,
+    Task,
+)
+from longshot_dagster.defs.finalize import finalize
+from longshot_dagster.defs.sensors import finalization_request
 from longshot_dagster.defs.task_result import deed, redo
 
 FIRST = IterationKey(BUILD, "root", 1)
@@ -128,6 +140,59 @@ def test_what_has_landed_meanwhile_is_not_set_aside(home: Home) -> None:
     tools.land(task)
     with pytest.raises(WrongUse, match="has landed meanwhile"):
         tools.ledger.forget_work(TASK)
+
+
+def test_a_finished_build_is_open_again_once_one_of_its_tasks_is_worked_on_anew(home: Home) -> None:
+    script = Script(statuses={TASK: HandoffStatus.FAILED})
+    tools = planned(home, script)
+    done(tools)
+    assert reported(home) == (BuildPhase.FINISHED, 0)
+    script.statuses = {}
+    redo(tools, TASK, True, lambda: False)
+    steps = next_steps(fresh(home).view())
+    assert [finalization_request(fresh(home), s).run_key for s in steps if isinstance(s, Finalize)] == [
+        f"{BUILD}#finalize.001.2"
+    ]
+    assert finalize(tools, 1, lambda: False) is not None
+    assert reported(home) == (BuildPhase.FINISHED, 1)
+    assert (Path(str(fresh(home).directory)) / "earlier-report-1.json").exists()
+
+
+def test_a_retry_that_is_interrupted_leaves_the_task_as_it_was_and_the_build_to_be_finalized(home: Home) -> None:
+    script = Script(statuses={TASK: HandoffStatus.FAILED})
+    tools = planned(home, script)
+    done(tools)
+    script.waits_for_cancel = True
+    with pytest.raises(Cancelled):
+        redo(tools, TASK, True, lambda: True)
+    view = fresh(home).view()
+    assert [(t.handoff, t.landing) for t in view.tasks] == [(HandoffStatus.FAILED, LandingState.WITHHELD)]
+    assert next_steps(view) == [Finalize(1)]
+
+
+def test_work_that_was_interrupted_is_not_set_aside(home: Home) -> None:
+    tools = planned(home, Script())
+    kept = Handoff(task_id=TASK, status=HandoffStatus.PARTIAL, summary="half", files_changed=["a.py"])
+    tools.ledger.save_interrupted(kept)
+    redo(tools, TASK, True, lambda: False)
+    assert fresh(home).interrupted(TASK) == kept
+
+
+def done(tools: ScriptedTools) -> None:
+    """The whole build, to its report."""
+    redo(tools, TASK, False, lambda: False)
+    tools.ledger.save_metrics(FIRST, MetricsSnapshot(iteration=FIRST.short))
+    last = IterationKey(BUILD, "root", 2)
+    tools.ledger.open_iteration(last)
+    tools.ledger.freeze_plan(last, Plan(iteration=last.short, base=tools.fetch(), tasks=(), handoffs_seen=(TASK,)))
+    tools.ledger.save_metrics(last, MetricsSnapshot(iteration=last.short))
+    finalize(tools, 1, lambda: False)
+
+
+def reported(home: Home) -> tuple[BuildPhase, int]:
+    report = fresh(home).report()
+    assert report is not None
+    return fresh(home).state().phase, report.landed
 
 
 COMPLETE = Handoff(task_id=TASK, status=HandoffStatus.COMPLETE, summary="")

@@ -30,6 +30,12 @@ class Installation:
         argv = [sys.executable, "-m", "longshot_dagster.cli.main", *arguments]
         return subprocess.run(argv, capture_output=True, text=True, timeout=timeout, env=self.environ, check=False)
 
+    def started(self, *arguments: str) -> "subprocess.Popen[str]":
+        """The same, still running."""
+        argv = [sys.executable, "-m", "longshot_dagster.cli.main", *arguments]
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        return subprocess.Popen(argv, text=True, env=self.environ, **streams)
+
     @property
     def api(self) -> DagsterApi:
         info = stack.running(self.home)

@@ -169,6 +169,39 @@ def test_a_run_killed_mid_build_is_resumed_without_asking_a_finished_tasks_model
     assert sorted(tasks) == ["r001-01", "r001-02"], "each task landed once"
 
 
+def test_ctrl_c_keeps_the_workers_work_and_what_a_person_cancelled_can_be_retried(installation, tmp_path):
+    repository = bare(tmp_path / "four.git")
+    with installation.started("Write alpha and beta, then stop", "--repo", str(repository)) as longshot:
+        live = installation.wait("beta at work", lambda: _at_its_sleep(installation))
+        longshot.send_signal(signal.SIGINT)
+        said, _ = longshot.communicate(timeout=60)
+    build = live.parents[2].name
+    assert longshot.returncode == 130, said
+    assert said.splitlines()[-1].endswith(f"so far is kept; to go on: longshot resume {build}"), said
+    ledger = installation.ledger(build)
+    kept = ledger.interrupted("r001-02")
+    assert kept is not None and kept.files_changed == ["beta.py", "test_beta.py"]
+    assert (ledger.state().reason, ledger.handoff("r001-02")) == ("interrupted by Ctrl-C", None)
+    assert not live.exists() and not list(installation.home.sandboxes.iterdir())
+    assert installation.longshot("cancel", f"{build}.r001-02").returncode == 0
+    assert installation.longshot("resume", build).returncode == 3, "what a person cancelled is left over"
+    assert ledger.landing("r001-02").state is LandingState.WITHHELD
+    retried = installation.longshot("retry", f"{build}.r001-02")
+    assert retried.returncode == 0, retried.stdout + retried.stderr
+    installation.wait("the end of the reopened build", lambda: installation.finished(build))
+    report = ledger.report()
+    assert report is not None and report.verdict is Verdict.GREEN
+    assert (ledger.directory / "earlier-report-1.json").exists()
+    tasks = re.findall(r"Longshot-Task: (\S+)", git(repository, "log", "--format=%B", "main"))
+    assert sorted(tasks) == ["r001-01", "r001-02"]
+
+
+def _at_its_sleep(installation: Installation) -> Path | None:
+    """The live transcript of a worker that sleeps."""
+    found = installation.home.builds.glob("*/tasks/r001-02/live.jsonl")
+    return next((path for path in found if b"sleep 6.1" in path.read_bytes()), None)
+
+
 def _kill_run(installation: Installation, build: str) -> str:
     [run] = [r for r in installation.api.active() if r.tags.get("dagster/partition") == f"{build}.root.001"]
     pid = leases.holder(installation.home, run.id)
