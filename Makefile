@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types walls pytest up down clean
+.PHONY: help demo test lint types walls pytest up down docs clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,8 +54,12 @@ walls: $(STAMP) ## which room may import which
 	@$(BIN)/lint-imports
 
 # File by file: what a file's tests share, such as a whole running stack, is made once.
-pytest: $(STAMP) ## the tests alone
-	@$(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
+pytest: $(STAMP) ## the tests alone; TESTS='tests/core -k name' some of them
+	@$(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder $(TESTS)
+
+docs: $(STAMP) ## write docs/settings.md and .env.example anew, after a setting has changed
+	@$(BIN)/python -c 'from pathlib import Path; from longshot_dagster.adapters import settings_pages as p; \
+	Path("docs/settings.md").write_text(p.settings_table(), "utf-8"); Path(".env.example").write_text(p.env_example(), "utf-8")'
 
 clean: ## remove the virtual environment and caches
-	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	@rm -rf $(VENV) .venv-3.* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
