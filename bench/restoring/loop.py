@@ -13,7 +13,7 @@ from longshot_dagster.adapters.ledger import BuildLedger, Ledger
 from longshot_dagster.adapters.processes import end_tree, start_time
 from longshot_dagster.adapters.sandbox_local import LocalProvider
 from longshot_dagster.core.errors import LedgerError, SandboxError
-from longshot_dagster.core.models import LandingState
+from longshot_dagster.core.landing_records import LandingState
 from longshot_dagster.core.settings import Isolation
 from longshot_dagster.core.usage import REHEARSAL_MODEL
 

@@ -11,8 +11,9 @@ from pydantic import ValidationError
 
 from longshot_dagster.adapters import cron
 from longshot_dagster.adapters.backlog_folder import Folder, read
+from longshot_dagster.adapters.documents import locked, write_atomically
 from longshot_dagster.adapters.home import Home
-from longshot_dagster.adapters.ledger import Ledger, locked, write_atomically
+from longshot_dagster.adapters.ledger import Ledger
 from longshot_dagster.core import backlog as rules
 from longshot_dagster.core.backlog import Book, Stage, Standing, Start, State
 from longshot_dagster.core.clock import Clock

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from longshot_dagster.adapters.documents import locked
 from longshot_dagster.adapters.git import Git
 from longshot_dagster.adapters.home import Home
-from longshot_dagster.adapters.ledger import locked
 from longshot_dagster.adapters.mirror import Mirror, Update
 from longshot_dagster.core.cleaning import mirrored_refs_of, refs_of
 from longshot_dagster.core.errors import RepositoryError

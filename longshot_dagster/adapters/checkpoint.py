@@ -12,8 +12,8 @@ from pathlib import Path
 
 from upath import UPath
 
+from longshot_dagster.adapters.documents import write_atomically
 from longshot_dagster.adapters.git import Git
-from longshot_dagster.adapters.ledger import write_atomically
 from longshot_dagster.adapters.targets import QUEUE_EMAIL, QUEUE_NAME
 
 

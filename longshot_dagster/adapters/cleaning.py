@@ -24,9 +24,10 @@ from longshot_dagster.adapters.build_refs import (
 )
 from longshot_dagster.adapters.confinement import Unconfined
 from longshot_dagster.adapters.dagster_api import ENDED, DagsterApi
+from longshot_dagster.adapters.documents import write_atomically
 from longshot_dagster.adapters.exclusive import claim
 from longshot_dagster.adapters.home import Home
-from longshot_dagster.adapters.ledger import BuildLedger, Ledger, write_atomically
+from longshot_dagster.adapters.ledger import BuildLedger, Ledger
 from longshot_dagster.adapters.sandbox_local import LocalSandbox
 from longshot_dagster.adapters.token_counts import accounts_file
 from longshot_dagster.core.cleaning import Leaving, ended_at, is_due

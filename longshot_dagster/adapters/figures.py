@@ -3,8 +3,8 @@
 from collections.abc import Hashable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from longshot_dagster.core.landing_records import LandingState
 from longshot_dagster.core.last_word import Figures, LastWord, OutcomeFigures, Round, RoundFigures
-from longshot_dagster.core.models import LandingState
 
 if TYPE_CHECKING:
     from pandas import DataFrame  # type: ignore[import-untyped]

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
+from longshot_dagster.adapters.documents import locked
 from longshot_dagster.adapters.exclusive import claim
 from longshot_dagster.adapters.home import Home
-from longshot_dagster.adapters.ledger import locked
 from longshot_dagster.adapters.token_counts import read_accounts
 from longshot_dagster.core.clock import Clock, SystemClock
 from longshot_dagster.core.display import one_line

@@ -15,19 +15,19 @@ from pydantic import BaseModel
 
 from longshot_dagster.adapters.branch import Branch
 from longshot_dagster.adapters.checkpoint import Checkpoint, Form, checkpoint_ref
+from longshot_dagster.adapters.documents import locked
 from longshot_dagster.adapters.landed import already_landed, landed_ref
-from longshot_dagster.adapters.ledger import BuildLedger, locked
+from longshot_dagster.adapters.ledger import BuildLedger
 from longshot_dagster.adapters.merger import Conflicted, Merged, Merger, Names, Unchanged
 from longshot_dagster.adapters.mirror import Mirror, Remote, Update
 from longshot_dagster.adapters.neighbours import Neighbours
 from longshot_dagster.core import landing as policy
 from longshot_dagster.core.clock import Clock
 from longshot_dagster.core.errors import LedgerError, LostRace, RepositoryError, WrongUse
+from longshot_dagster.core.landing_records import LandingOutcome, LandingState
 from longshot_dagster.core.models import (
     BuildRequest,
     Handoff,
-    LandingOutcome,
-    LandingState,
     Task,
     WorkerRun,
 )

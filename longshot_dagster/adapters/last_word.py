@@ -5,12 +5,13 @@ import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 
 from longshot_dagster.adapters.checkpoint import Checkpoint, Form, checkpoint_ref
+from longshot_dagster.adapters.documents import write_atomically
 from longshot_dagster.adapters.figures import figures_of
 from longshot_dagster.adapters.gateway_client import Gateway
 from longshot_dagster.adapters.git import Git
 from longshot_dagster.adapters.home import Home
 from longshot_dagster.adapters.intake import work_ref
-from longshot_dagster.adapters.ledger import REPORT_PAGE, BuildLedger, write_atomically
+from longshot_dagster.adapters.ledger import REPORT_PAGE, BuildLedger
 from longshot_dagster.adapters.mirror import Mirror
 from longshot_dagster.core.errors import LongshotError
 from longshot_dagster.core.ids import IterationKey

@@ -6,7 +6,8 @@ from longshot_dagster.adapters.branch import Branch, commit
 from longshot_dagster.adapters.git import Git, read_blobs, version
 from longshot_dagster.core.errors import RepositoryError
 from longshot_dagster.core.landing import Split, commit_message
-from longshot_dagster.core.models import MAX_LIST, MAX_TEXT, Concern, ConcernKind, ConflictFile
+from longshot_dagster.core.landing_records import Concern, ConcernKind, ConflictFile
+from longshot_dagster.core.models import MAX_LIST, MAX_TEXT
 from longshot_dagster.core.settings import MergeStrategy
 
 MAX_REBASED = 30  # commits; a longer branch is squashed

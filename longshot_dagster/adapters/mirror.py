@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from longshot_dagster.adapters import intake
+from longshot_dagster.adapters.documents import locked, write_atomically
 from longshot_dagster.adapters.git import Git, reason
 from longshot_dagster.adapters.home import Home
 from longshot_dagster.adapters.intake import work_ref
-from longshot_dagster.adapters.ledger import locked, write_atomically
 from longshot_dagster.adapters.repository_reader import RepositoryReader
 from longshot_dagster.core.contract import BASE_REF
 from longshot_dagster.core.display import display

@@ -6,7 +6,8 @@ from longshot_dagster.adapters.ledger import BuildLedger, Ledger
 from longshot_dagster.core.errors import LongshotError
 from longshot_dagster.core.ids import task_partition
 from longshot_dagster.core.landing import Ownership, holdings
-from longshot_dagster.core.models import BuildRequest, LandingOutcome, LandingState, Task
+from longshot_dagster.core.landing_records import LandingOutcome, LandingState
+from longshot_dagster.core.models import BuildRequest, Task
 
 
 class Neighbours:

@@ -17,8 +17,16 @@ from longshot_dagster.core.clock import Clock
 from longshot_dagster.core.display import display, one_line
 from longshot_dagster.core.errors import LedgerError, LongshotError, PlanUnreadable
 from longshot_dagster.core.ids import FIX, ROOT, IterationKey
+from longshot_dagster.core.landing_records import LandingState
 from longshot_dagster.core.lifecycle import BuildView, fixable_conflicts, fixable_sweep, unseen_handoffs
-from longshot_dagster.core.models import MAX_LINE, BuildRequest, LandingState, Plan, PlanReply, RepoState, Task
+from longshot_dagster.core.models import (
+    MAX_LINE,
+    BuildRequest,
+    Plan,
+    PlanReply,
+    RepoState,
+    Task,
+)
 from longshot_dagster.core.plan_reply import SHAPE, read_reply
 from longshot_dagster.core.planner_messages import RoundFacts, first_message, follow_up
 from longshot_dagster.core.planning import (

@@ -1,8 +1,9 @@
 """Setting a target's landing branch back to its first commit, with a backup of what was there, in one push."""
 
+from longshot_dagster.adapters.documents import locked
 from longshot_dagster.adapters.git import Git
 from longshot_dagster.adapters.home import Home
-from longshot_dagster.adapters.ledger import Ledger, locked
+from longshot_dagster.adapters.ledger import Ledger
 from longshot_dagster.adapters.mirror import Mirror, Update
 from longshot_dagster.adapters.settings import Resolved, with_target
 from longshot_dagster.adapters.starting import TARGET_SETTINGS

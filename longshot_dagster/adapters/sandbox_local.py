@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from longshot_dagster.adapters.confinement import ROOT_VARIABLE, Confined, Confinement, Unconfined, bubblewrap
-from longshot_dagster.adapters.ledger import write_atomically
+from longshot_dagster.adapters.documents import write_atomically
 from longshot_dagster.adapters.processes import carrying, end_tree, kill, start_time
 from longshot_dagster.core.errors import Cancelled, FileMissing, SandboxError, SandboxGone, SandboxRefused, TooLarge
 from longshot_dagster.core.sandbox import Capabilities, ExecResult, SandboxInfo, SandboxSpec, Stream

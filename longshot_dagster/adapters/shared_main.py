@@ -14,9 +14,10 @@ from dataclasses import replace
 
 from pydantic import ValidationError
 
+from longshot_dagster.adapters.documents import locked, write_atomically
 from longshot_dagster.adapters.exclusive import claim
 from longshot_dagster.adapters.home import Home
-from longshot_dagster.adapters.ledger import BuildLedger, Ledger, locked, write_atomically
+from longshot_dagster.adapters.ledger import BuildLedger, Ledger
 from longshot_dagster.core.errors import Cancelled, LongshotError
 from longshot_dagster.core.ids import IterationKey, parse_iteration_key
 from longshot_dagster.core.lifecycle import BuildView, waits_for_mending

@@ -20,8 +20,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from longshot_dagster.adapters import processes
 from longshot_dagster.adapters.dagster_api import DagsterApi
+from longshot_dagster.adapters.documents import write_atomically
 from longshot_dagster.adapters.home import Home
-from longshot_dagster.adapters.ledger import Ledger, write_atomically
+from longshot_dagster.adapters.ledger import Ledger
 from longshot_dagster.adapters.settings import STACK_MARK, without_secrets
 from longshot_dagster.adapters.ui_access import UiAccess
 from longshot_dagster.core.display import display

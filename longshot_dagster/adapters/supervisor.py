@@ -23,9 +23,9 @@ from pathlib import Path
 
 from longshot_dagster.adapters import processes
 from longshot_dagster.adapters.dagster_api import LOCATION, ApiUnavailable, DagsterApi
+from longshot_dagster.adapters.documents import write_atomically
 from longshot_dagster.adapters.gateway_client import Gateway
 from longshot_dagster.adapters.home import Home
-from longshot_dagster.adapters.ledger import write_atomically
 from longshot_dagster.adapters.loopback import free_port
 from longshot_dagster.adapters.settings import INHERITED_DOTENV, STACK_MARK, without_secrets
 from longshot_dagster.adapters.shipped import shipped

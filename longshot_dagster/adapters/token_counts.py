@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from longshot_dagster.adapters.ledger import write_atomically
+from longshot_dagster.adapters.documents import write_atomically
 from longshot_dagster.core.ids import check_build_id
 from longshot_dagster.core.usage import Usage
 

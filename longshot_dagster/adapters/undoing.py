@@ -15,7 +15,8 @@ from longshot_dagster.adapters.mirror import Mirror, Remote
 from longshot_dagster.core.clock import Clock
 from longshot_dagster.core.errors import LedgerError, WrongUse
 from longshot_dagster.core.landing import guard
-from longshot_dagster.core.models import BuildReport, LandingOutcome, LandingState
+from longshot_dagster.core.landing_records import LandingOutcome, LandingState
+from longshot_dagster.core.models import BuildReport
 from longshot_dagster.core.undoing import Step, refusal, related, retold, undo_message, wanted
 
 

@@ -15,7 +15,8 @@ from longshot_dagster.adapters.shared_main import waits_for
 from longshot_dagster.cli.terminal import say
 from longshot_dagster.core.display import one_line
 from longshot_dagster.core.errors import LedgerError
-from longshot_dagster.core.models import BuildPhase, LandingState
+from longshot_dagster.core.landing_records import LandingState
+from longshot_dagster.core.models import BuildPhase
 from longshot_dagster.core.report import duration, headline, waiting_for
 
 

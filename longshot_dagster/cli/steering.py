@@ -21,7 +21,13 @@ from longshot_dagster.cli.terminal import say, waiting
 from longshot_dagster.core.display import one_line
 from longshot_dagster.core.errors import LongshotError, WrongUse
 from longshot_dagster.core.ids import IterationKey, task_partition
-from longshot_dagster.core.models import BuildPhase, Handoff, LandingOutcome, LandingState, Task, Verdict
+from longshot_dagster.core.landing_records import LandingOutcome, LandingState
+from longshot_dagster.core.models import (
+    BuildPhase,
+    Handoff,
+    Task,
+    Verdict,
+)
 from longshot_dagster.core.report import EXIT_BY_VERDICT, EXIT_INTERRUPTED
 from longshot_dagster.core.steering import landed_well, why_not_cancel, why_not_retry
 

@@ -16,7 +16,7 @@ from longshot_dagster.cli.terminal import say, waiting
 from longshot_dagster.core.clock import SystemClock
 from longshot_dagster.core.errors import LongshotError
 from longshot_dagster.core.ids import task_partition
-from longshot_dagster.core.models import LandingOutcome
+from longshot_dagster.core.landing_records import LandingOutcome
 
 RECORD_JOB = "record_undo"
 _SHOWN = 20

@@ -10,12 +10,12 @@ from longshot_dagster.adapters.ledger import BuildLedger
 from longshot_dagster.core import events
 from longshot_dagster.core.events import Event
 from longshot_dagster.core.ids import IterationKey, parse_iteration_key
+from longshot_dagster.core.landing_records import LandingState
 from longshot_dagster.core.models import (
     BuildPhase,
     BuildReport,
     BuildState,
     HandoffStatus,
-    LandingState,
     Plan,
     Sweep,
     Task,

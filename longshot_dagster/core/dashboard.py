@@ -6,7 +6,15 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from longshot_dagster.core.ids import FIX, ROOT
-from longshot_dagster.core.models import BuildPhase, BuildState, CheckStatus, HandoffStatus, LandingState, Sweep, Task
+from longshot_dagster.core.landing_records import LandingState
+from longshot_dagster.core.models import (
+    BuildPhase,
+    BuildState,
+    CheckStatus,
+    HandoffStatus,
+    Sweep,
+    Task,
+)
 
 
 class Stand(StrEnum):

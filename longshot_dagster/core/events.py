@@ -6,14 +6,13 @@ from typing import Any
 
 from longshot_dagster.core.display import one_line
 from longshot_dagster.core.ids import IterationKey
+from longshot_dagster.core.landing_records import LandingOutcome, LandingState
 from longshot_dagster.core.models import (
     BuildPhase,
     BuildRequest,
     BuildState,
     Handoff,
     IterationFailure,
-    LandingOutcome,
-    LandingState,
     Plan,
     Sweep,
     WorkerRun,

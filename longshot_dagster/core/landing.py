@@ -9,15 +9,12 @@ from longshot_dagster.core import scope
 from longshot_dagster.core.display import display
 from longshot_dagster.core.errors import WrongUse
 from longshot_dagster.core.ids import FIX, ROOT, task_partition
+from longshot_dagster.core.landing_records import Concern, ConcernKind, LandingOutcome, LandingState
 from longshot_dagster.core.lifecycle import parent_of
 from longshot_dagster.core.models import (
     MAX_LIST,
-    Concern,
-    ConcernKind,
     Handoff,
     HandoffStatus,
-    LandingOutcome,
-    LandingState,
     Task,
     WorkerRun,
 )

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from longshot_dagster.core.ids import IterationKey
+from longshot_dagster.core.landing_records import LandingOutcome, LandingState
 from longshot_dagster.core.models import (
     BuildReport,
     BuildRequest,
@@ -12,8 +13,6 @@ from longshot_dagster.core.models import (
     Handoff,
     HandoffStatus,
     IterationFailure,
-    LandingOutcome,
-    LandingState,
     Plan,
     Sweep,
     Task,

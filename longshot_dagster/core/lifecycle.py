@@ -10,7 +10,8 @@ from enum import StrEnum
 
 from longshot_dagster.core import ids
 from longshot_dagster.core.ids import FIX, ROOT, IterationKey
-from longshot_dagster.core.models import BuildPhase, HandoffStatus, LandingState
+from longshot_dagster.core.landing_records import LandingState
+from longshot_dagster.core.models import BuildPhase, HandoffStatus
 
 ROOT_REPLANS_AFTER = 3  # new handoffs (seed/architecture.txt, "default: 3")
 SUBPLANNER_REPLANS_AFTER = 1

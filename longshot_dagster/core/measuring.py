@@ -3,10 +3,9 @@
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
+from longshot_dagster.core.landing_records import LandingOutcome, LandingState
 from longshot_dagster.core.models import (
     Handoff,
-    LandingOutcome,
-    LandingState,
     MetricsSnapshot,
     Plan,
     Sweep,

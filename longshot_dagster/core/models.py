@@ -1,11 +1,11 @@
-"""The facts of a build: every document of the ledger, as frozen, validated types.
+"""The facts of a build: the documents of the ledger, as frozen, validated types (a landing's are in `landing_records.py`).
 
 What crosses to a model or a sandbox (`Plan`, `Handoff`) is camelCase on the wire, as the specification has it; our own
 records are snake_case. Sizes are bounded here, once: what comes from a model, an agent or a repository is hostile.
 """
 
 from enum import StrEnum
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 from pydantic.alias_generators import to_camel
@@ -317,91 +317,6 @@ class WorkerRun(Record):
     not_enforced: tuple[str, ...] = Field(default=(), description="defaults this provider or harness cannot enforce")
     started_at: float
     ended_at: float
-
-
-# --- landing ---------------------------------------------------------------------------------------------------------
-
-
-class LandingState(StrEnum):
-    QUEUED = "queued"
-    LANDED = "landed"
-    NOOP = "noop"  # nothing to land: empty diff, or main already holds it
-    CONFLICT = "conflict"
-    WITHHELD = "withheld"  # red checks, handoff not complete, hostile bundle, or nothing in scope
-    SUPERSEDED = "superseded"  # a task that replaces or fixes it has landed
-    UNDONE = "undone"  # it had landed, and a person took it back
-
-
-LANDING_TRANSITIONS: dict[LandingState, frozenset[LandingState]] = {
-    LandingState.QUEUED: frozenset(
-        {LandingState.LANDED, LandingState.NOOP, LandingState.CONFLICT, LandingState.WITHHELD}
-    ),
-    LandingState.CONFLICT: frozenset({LandingState.QUEUED, LandingState.SUPERSEDED}),
-    LandingState.WITHHELD: frozenset({LandingState.QUEUED, LandingState.SUPERSEDED}),
-    LandingState.LANDED: frozenset({LandingState.UNDONE}),
-    LandingState.UNDONE: frozenset({LandingState.SUPERSEDED}),
-    LandingState.NOOP: frozenset({LandingState.SUPERSEDED}),
-    LandingState.SUPERSEDED: frozenset(),
-}
-
-
-class ConcernKind(StrEnum):
-    OUT_OF_SCOPE = "out-of-scope"
-    GENERATED = "generated"
-    UNSAFE_PATH = "unsafe-path"
-    CLAIMED = "claimed"
-    SQUASHED = "squashed"
-    CHECK_RED = "check-red"
-    NOT_COMPLETE = "not-complete"
-    CONFLICT = "conflict"
-
-
-class Concern(Record):
-    """Something a person or planner should know about a landing."""
-
-    kind: ConcernKind
-    text: Line
-    path: RepoPath = ""
-
-
-class ConflictFile(Record):
-    """One conflicted path, with what the fix task needs to see. Contents are None for binary, absent or large blobs."""
-
-    path: RepoPath
-    kind: Line = Field(description="git's own word: contents, modify/delete, rename/delete, add/add ...")
-    ours: str | None = Field(default=None, max_length=MAX_TEXT)
-    theirs: str | None = Field(default=None, max_length=MAX_TEXT)
-    merged: str | None = Field(default=None, max_length=MAX_TEXT * 2, description="with conflict markers")
-
-
-class LandingOutcome(Record):
-    """`tasks/<id>/landing.json`: what became of one branch, with its history."""
-
-    task: str
-    state: LandingState
-    reason: Line = ""
-    strategy: str = ""
-    onto: Oid | None = Field(default=None, description="head of the landing branch it was merged onto")
-    source: Oid | None = Field(default=None, description="tip of the worker's branch")
-    commits: tuple[Oid, ...] = Field(default=(), description="commits on the landing branch, oldest first")
-    landed_paths: tuple[str, ...] = ()
-    withheld_paths: tuple[str, ...] = ()
-    conflicts: tuple[ConflictFile, ...] = ()
-    conflict_with: tuple[str, ...] = Field(default=(), description="landed tasks that touched the conflicted paths")
-    concerns: tuple[Concern, ...] = ()
-    superseded_by: str | None = None
-    undone_by: Oid | None = Field(default=None, description="the commit on the landing branch that took it back")
-    history: tuple[tuple[LandingState, float], ...] = ()
-
-    def moved(self, state: LandingState, at: float, **changes: Any) -> Self:
-        """The next outcome; raises ValueError for a transition that is not drawn in LANDING_TRANSITIONS."""
-        if state is not self.state and state not in LANDING_TRANSITIONS[self.state]:
-            raise ValueError(f"{self.task}: a landing that is {self.state} cannot become {state}")
-        return self.model_validate({**dict(self), **changes, "state": state, "history": (*self.history, (state, at))})
-
-    @property
-    def settled(self) -> bool:
-        return self.state is not LandingState.QUEUED
 
 
 # --- repository and health -------------------------------------------------------------------------------------------

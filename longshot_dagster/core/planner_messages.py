@@ -5,7 +5,13 @@ from dataclasses import dataclass, field
 
 from longshot_dagster.core.display import code_block, display, one_line
 from longshot_dagster.core.ids import ROOT, IterationKey
-from longshot_dagster.core.models import CheckResult, LandingState, RepoState, Sweep, Task
+from longshot_dagster.core.landing_records import LandingState
+from longshot_dagster.core.models import (
+    CheckResult,
+    RepoState,
+    Sweep,
+    Task,
+)
 from longshot_dagster.core.planning import TaskReport
 
 MAX_TREE = 300

@@ -6,17 +6,15 @@ from dataclasses import dataclass
 from longshot_dagster.core import ids, scope
 from longshot_dagster.core.display import code_block, display, one_line
 from longshot_dagster.core.ids import FIX, ROOT, IterationKey
+from longshot_dagster.core.landing_records import ConflictFile, LandingOutcome, LandingState
 from longshot_dagster.core.lifecycle import should_delegate
 from longshot_dagster.core.models import (
     MAX_LIST,
     MAX_TEXT,
     BuildRequest,
-    ConflictFile,
     Handoff,
     HandoffMetrics,
     HandoffStatus,
-    LandingOutcome,
-    LandingState,
     Plan,
     PlannedTask,
     PlanReply,

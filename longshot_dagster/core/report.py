@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Literal
 
 from longshot_dagster.core.display import display
+from longshot_dagster.core.landing_records import LandingOutcome, LandingState
 from longshot_dagster.core.models import (
     BuildPhase,
     BuildReport,
@@ -12,8 +13,6 @@ from longshot_dagster.core.models import (
     CheckResult,
     Handoff,
     HandoffStatus,
-    LandingOutcome,
-    LandingState,
     Leftover,
     Plan,
     Sweep,

@@ -1,7 +1,8 @@
 """What a person may ask of a task or a build that is there already, and why not, in one line."""
 
 from longshot_dagster.core.ids import task_partition
-from longshot_dagster.core.models import BuildPhase, Handoff, HandoffStatus, LandingOutcome, LandingState
+from longshot_dagster.core.landing_records import LandingOutcome, LandingState
+from longshot_dagster.core.models import BuildPhase, Handoff, HandoffStatus
 
 
 def why_not_cancel(

@@ -5,8 +5,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from longshot_dagster.core.display import one_line
+from longshot_dagster.core.landing_records import LandingState
 from longshot_dagster.core.last_word import LastWord, Pause, TaskFacts, Tone
-from longshot_dagster.core.models import LandingState, Sweep, WorkerRun
+from longshot_dagster.core.models import Sweep, WorkerRun
 from longshot_dagster.core.report import duration
 
 _IDLE_S = 600.0  # a build that was resumed next morning would otherwise be two slivers at the ends of a night

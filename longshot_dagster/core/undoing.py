@@ -7,11 +7,10 @@ from longshot_dagster.core.display import one_line
 from longshot_dagster.core.errors import WrongUse
 from longshot_dagster.core.ids import task_partition
 from longshot_dagster.core.landing import BUILD_TRAILER
+from longshot_dagster.core.landing_records import LandingOutcome, LandingState
 from longshot_dagster.core.models import (
     BuildReport,
     Handoff,
-    LandingOutcome,
-    LandingState,
     Plan,
     Task,
     Verdict,

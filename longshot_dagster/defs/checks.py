@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import dagster as dg
 
-from longshot_dagster.core.models import LandingOutcome, LandingState, Sweep
+from longshot_dagster.core.landing_records import LandingOutcome, LandingState
+from longshot_dagster.core.models import Sweep
 from longshot_dagster.defs.metadata import landings_metadata, sweep_metadata
 
 CHECKS_PASS = "checks_pass"  # noqa: S105 - the name of a check

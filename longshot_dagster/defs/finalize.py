@@ -9,7 +9,13 @@ import dagster as dg
 from longshot_dagster.adapters.ledger import BuildLedger
 from longshot_dagster.core.errors import Cancelled, LedgerError, LongshotError, SandboxError
 from longshot_dagster.core.finalizing import AskForFixes, WorkLeft, outcome, work_left
-from longshot_dagster.core.models import BuildPhase, BuildReport, BuildState, LandingOutcome, LandingState, Sweep
+from longshot_dagster.core.landing_records import LandingOutcome, LandingState
+from longshot_dagster.core.models import (
+    BuildPhase,
+    BuildReport,
+    BuildState,
+    Sweep,
+)
 from longshot_dagster.core.report import make_report
 from longshot_dagster.defs import partitions
 from longshot_dagster.defs.executor import cancellation, threaded_executor

@@ -13,11 +13,19 @@ import dagster as dg
 from pydantic import Field
 from upath import UPath
 
+from longshot_dagster.adapters.documents import write_atomically
 from longshot_dagster.adapters.home import Home
-from longshot_dagster.adapters.ledger import BuildLedger, Ledger, write_atomically
+from longshot_dagster.adapters.ledger import BuildLedger, Ledger
 from longshot_dagster.core.errors import IncompleteIteration, LedgerError
 from longshot_dagster.core.ids import IterationKey, parse_iteration_key
-from longshot_dagster.core.models import Handoff, LandingOutcome, MetricsSnapshot, Plan, RepoState, Sweep
+from longshot_dagster.core.landing_records import LandingOutcome
+from longshot_dagster.core.models import (
+    Handoff,
+    MetricsSnapshot,
+    Plan,
+    RepoState,
+    Sweep,
+)
 from longshot_dagster.defs.resources import installation
 
 

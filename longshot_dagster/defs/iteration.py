@@ -15,13 +15,12 @@ import dagster as dg
 from longshot_dagster.core import ids
 from longshot_dagster.core.errors import BuildPaused, Cancelled, IncompleteIteration, LedgerError
 from longshot_dagster.core.ids import IterationKey, parse_iteration_key
+from longshot_dagster.core.landing_records import LandingOutcome, LandingState
 from longshot_dagster.core.lifecycle import BuildView, fixable_sweep
 from longshot_dagster.core.measuring import snapshot
 from longshot_dagster.core.models import (
     BuildPhase,
     Handoff,
-    LandingOutcome,
-    LandingState,
     MetricsSnapshot,
     Plan,
     RepoState,

@@ -9,12 +9,12 @@ import dagster as dg
 
 from longshot_dagster.adapters.ledger import BuildLedger
 from longshot_dagster.core.display import code_block, display, one_line
+from longshot_dagster.core.landing_records import LandingOutcome
 from longshot_dagster.core.last_word import LastWord
 from longshot_dagster.core.models import (
     BuildRequest,
     CheckResult,
     Handoff,
-    LandingOutcome,
     MetricsSnapshot,
     Plan,
     RepoState,

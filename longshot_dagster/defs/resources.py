@@ -13,7 +13,8 @@ from pydantic import Field, PrivateAttr
 from longshot_dagster.adapters.home import Home
 from longshot_dagster.adapters.ledger import BuildLedger, Ledger
 from longshot_dagster.core.clock import Clock, SystemClock
-from longshot_dagster.core.models import BuildRequest, LandingState, Sweep
+from longshot_dagster.core.landing_records import LandingState
+from longshot_dagster.core.models import BuildRequest, Sweep
 
 if TYPE_CHECKING:
     from longshot_dagster.adapters.gateway_client import Gateway

@@ -4,7 +4,8 @@ import dagster as dg
 
 from longshot_dagster.core import ids
 from longshot_dagster.core.display import one_line
-from longshot_dagster.core.models import Handoff, LandingOutcome, Task
+from longshot_dagster.core.landing_records import LandingOutcome
+from longshot_dagster.core.models import Handoff, Task
 from longshot_dagster.defs.metadata import Metadata, task_metadata_from
 from longshot_dagster.defs.resources import BuildTools
 

@@ -8,13 +8,11 @@ from pydantic import Field
 
 from longshot_dagster.core.errors import LongshotError, WrongUse
 from longshot_dagster.core.ids import parse_task_partition
+from longshot_dagster.core.landing_records import LANDING_TRANSITIONS, LandingOutcome, LandingState
 from longshot_dagster.core.models import (
-    LANDING_TRANSITIONS,
     MAX_LINE,
     Handoff,
     HandoffStatus,
-    LandingOutcome,
-    LandingState,
     Task,
 )
 from longshot_dagster.defs import partitions

@@ -7,6 +7,7 @@ from random import Random
 from longshot_dagster.adapters.home import Home
 from longshot_dagster.adapters.ledger import BuildLedger, Ledger
 from longshot_dagster.core.ids import IterationKey, task_id
+from longshot_dagster.core.landing_records import Concern, ConcernKind, LandingOutcome, LandingState
 from longshot_dagster.core.models import (
     BuildPhase,
     BuildReport,
@@ -14,13 +15,9 @@ from longshot_dagster.core.models import (
     CheckName,
     CheckResult,
     CheckStatus,
-    Concern,
-    ConcernKind,
     Handoff,
     HandoffMetrics,
     HandoffStatus,
-    LandingOutcome,
-    LandingState,
     Plan,
     Sweep,
     Target,

@@ -17,7 +17,8 @@ from longshot_dagster.adapters.leftovers import Leftovers
 from longshot_dagster.adapters.token_counts import accounts_file
 from longshot_dagster.core.clock import SystemClock
 from longshot_dagster.core.errors import WrongUse
-from longshot_dagster.core.models import BuildPhase, LandingState
+from longshot_dagster.core.landing_records import LandingState
+from longshot_dagster.core.models import BuildPhase
 from longshot_dagster.core.settings import Settings
 
 OLD, OTHER = "old-build-1111", "other-build-2222"

@@ -25,7 +25,8 @@ from longshot_dagster.adapters.sandbox_local import LocalProvider, LocalSandbox
 from longshot_dagster.cli.terminal import say
 from longshot_dagster.cli.watching import BuildWatch
 from longshot_dagster.core.ids import IterationKey
-from longshot_dagster.core.models import Handoff, HandoffStatus, LandingOutcome, LandingState, Plan
+from longshot_dagster.core.landing_records import LandingOutcome, LandingState
+from longshot_dagster.core.models import Handoff, HandoffStatus, Plan
 from longshot_dagster.core.report import make_report, summary_lines
 from longshot_dagster.core.sandbox import SandboxSpec
 from longshot_dagster.core.settings import Isolation

@@ -11,13 +11,12 @@ import pytest
 from repositories import BUILD, World, bare, commit_on, files_at, git, trailers
 
 from longshot_dagster.core.errors import RepositoryError, WrongUse
+from longshot_dagster.core.landing_records import ConcernKind, LandingState
 from longshot_dagster.core.models import (
     CheckName,
     CheckResult,
     CheckStatus,
-    ConcernKind,
     HandoffStatus,
-    LandingState,
     TaskKind,
 )
 from longshot_dagster.core.settings import MergeStrategy, Settings

@@ -12,8 +12,9 @@ from reported import HOSTILE, Reported, eventful, large, oid
 from repositories import World, bare, commit_on
 
 from longshot_dagster.adapters.last_word import last_word, markdown, page, write_last_word
+from longshot_dagster.core.landing_records import LandingState
 from longshot_dagster.core.last_word import LastWord
-from longshot_dagster.core.models import BuildPhase, CheckStatus, HandoffStatus, LandingState
+from longshot_dagster.core.models import BuildPhase, CheckStatus, HandoffStatus
 from longshot_dagster.core.report_json import report_document
 from longshot_dagster.core.report_text import report_lines
 from longshot_dagster.core.reviewing import review_steps

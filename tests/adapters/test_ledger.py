@@ -5,9 +5,11 @@ import threading
 
 import pytest
 
-from longshot_dagster.adapters.ledger import BuildLedger, Ledger, locked
+from longshot_dagster.adapters.documents import locked
+from longshot_dagster.adapters.ledger import BuildLedger, Ledger
 from longshot_dagster.core.errors import LedgerError, WrongUse
 from longshot_dagster.core.ids import IterationKey
+from longshot_dagster.core.landing_records import LandingOutcome, LandingState
 from longshot_dagster.core.lifecycle import IterationStatus, RunIteration, next_steps
 from longshot_dagster.core.models import (
     BuildPhase,
@@ -16,8 +18,6 @@ from longshot_dagster.core.models import (
     Handoff,
     HandoffStatus,
     IterationFailure,
-    LandingOutcome,
-    LandingState,
     MetricsSnapshot,
     Plan,
     Target,

@@ -18,9 +18,10 @@ from longshot_dagster.cli import main
 from longshot_dagster.cli.resuming import woken
 from longshot_dagster.core.errors import LedgerError, WrongUse
 from longshot_dagster.core.ids import IterationKey
+from longshot_dagster.core.landing_records import LandingState
 from longshot_dagster.core.ledger_schema import unreadable
 from longshot_dagster.core.lifecycle import RunIteration, next_steps
-from longshot_dagster.core.models import SCHEMA, BuildPhase, LandingState
+from longshot_dagster.core.models import SCHEMA, BuildPhase
 from longshot_dagster.version import __version__
 
 BUILD = "shop-api-7f3k"

@@ -6,7 +6,7 @@ from random import Random
 import pytest
 from repositories import World, bare, commit_on, files_at, git
 
-from longshot_dagster.core.models import LandingState
+from longshot_dagster.core.landing_records import LandingState
 from longshot_dagster.core.settings import MergeStrategy, Settings
 
 LINES = 60  # of the file that both sides edit, each in blocks of its own

@@ -22,16 +22,14 @@ from longshot_dagster.core.clock import SystemClock
 from longshot_dagster.core.endpoints import parse_endpoints
 from longshot_dagster.core.errors import BudgetExhausted, BuildPaused, ModelUnavailable, PlanUnreadable
 from longshot_dagster.core.ids import IterationKey
+from longshot_dagster.core.landing_records import ConflictFile, LandingOutcome, LandingState
 from longshot_dagster.core.models import (
     BuildRequest,
     CheckName,
     CheckResult,
     CheckStatus,
-    ConflictFile,
     Handoff,
     HandoffStatus,
-    LandingOutcome,
-    LandingState,
     MetricsSnapshot,
     Plan,
     Sweep,

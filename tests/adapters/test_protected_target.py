@@ -6,7 +6,7 @@ import pytest
 from repositories import World, bare, git
 
 from longshot_dagster.core.errors import RepositoryError
-from longshot_dagster.core.models import LandingState
+from longshot_dagster.core.landing_records import LandingState
 
 
 def test_a_protected_branch_is_named_with_its_own_words_and_the_work_waits(tmp_path: Path) -> None:

@@ -13,7 +13,13 @@ from longshot_dagster.adapters.landed import already_landed
 from longshot_dagster.adapters.undoing import Undoing
 from longshot_dagster.core.clock import SystemClock
 from longshot_dagster.core.errors import RepositoryError, WrongUse
-from longshot_dagster.core.models import BuildPhase, BuildReport, LandingState, Task, Verdict
+from longshot_dagster.core.landing_records import LandingState
+from longshot_dagster.core.models import (
+    BuildPhase,
+    BuildReport,
+    Task,
+    Verdict,
+)
 from longshot_dagster.core.settings import MergeStrategy, Settings
 
 FILES = {"README.md": "hello\n", "src/a.py": "a = 1\n", "src/b.py": "b = 1\n"}

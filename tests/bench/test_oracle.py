@@ -8,11 +8,10 @@ from restoring.oracle import ROUND, Oracle, to_redo
 
 from longshot_dagster.adapters.shipped import prompt
 from longshot_dagster.core.ids import IterationKey
+from longshot_dagster.core.landing_records import LandingOutcome, LandingState
 from longshot_dagster.core.models import (
     Handoff,
     HandoffStatus,
-    LandingOutcome,
-    LandingState,
     RepoState,
     Task,
     TaskKind,

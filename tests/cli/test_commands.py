@@ -12,13 +12,12 @@ import pytest
 from longshot_dagster.adapters.ledger import Ledger
 from longshot_dagster.cli import main
 from longshot_dagster.core.ids import IterationKey
+from longshot_dagster.core.landing_records import LandingOutcome, LandingState
 from longshot_dagster.core.models import (
     BuildPhase,
     BuildRequest,
     Handoff,
     HandoffStatus,
-    LandingOutcome,
-    LandingState,
     Plan,
     RepoState,
     Target,

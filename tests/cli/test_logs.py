@@ -11,13 +11,13 @@ from longshot_dagster.adapters.exclusive import claim
 from longshot_dagster.cli import main
 from longshot_dagster.cli.logs import Transcript
 from longshot_dagster.core.ids import ROOT, IterationKey
+from longshot_dagster.core.landing_records import LandingState
 from longshot_dagster.core.models import (
     BuildPhase,
     CheckStatus,
     Handoff,
     HandoffStatus,
     IterationFailure,
-    LandingState,
 )
 
 

@@ -13,12 +13,11 @@ from longshot_dagster.cli import following, steering
 from longshot_dagster.cli.main import run
 from longshot_dagster.core.errors import LongshotError
 from longshot_dagster.core.ids import IterationKey
+from longshot_dagster.core.landing_records import LandingOutcome, LandingState
 from longshot_dagster.core.models import (
     BuildPhase,
     Handoff,
     HandoffStatus,
-    LandingOutcome,
-    LandingState,
     MetricsSnapshot,
     Plan,
     Task,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from longshot_dagster.cli.main import run
-from longshot_dagster.core.models import LandingState
+from longshot_dagster.core.landing_records import LandingState
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "adapters"))
 from repositories import BUILD, World, bare, commit_on, files_at, git

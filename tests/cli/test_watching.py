@@ -5,6 +5,7 @@ from pathlib import Path
 from longshot_dagster.adapters.ledger import BuildLedger, Ledger
 from longshot_dagster.cli.watching import BuildWatch
 from longshot_dagster.core.ids import IterationKey
+from longshot_dagster.core.landing_records import LandingOutcome, LandingState
 from longshot_dagster.core.models import (
     BuildPhase,
     CheckName,
@@ -13,8 +14,6 @@ from longshot_dagster.core.models import (
     Handoff,
     HandoffStatus,
     IterationFailure,
-    LandingOutcome,
-    LandingState,
     Plan,
     Sweep,
     Task,

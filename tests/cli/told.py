@@ -7,6 +7,7 @@ import pytest
 
 from longshot_dagster.adapters.ledger import BuildLedger, Ledger
 from longshot_dagster.core.ids import FIX, ROOT, IterationKey, task_id
+from longshot_dagster.core.landing_records import LandingOutcome, LandingState
 from longshot_dagster.core.models import (
     BuildPhase,
     BuildReport,
@@ -17,8 +18,6 @@ from longshot_dagster.core.models import (
     Handoff,
     HandoffMetrics,
     HandoffStatus,
-    LandingOutcome,
-    LandingState,
     Plan,
     Sweep,
     Target,

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from test_lifecycle import DONE, FAILED, OPEN, _Play, landed, planned, view
 
 from longshot_dagster.core.ids import IterationKey
+from longshot_dagster.core.landing_records import LandingState
 from longshot_dagster.core.lifecycle import Finalize, RunIteration, SweepView, fixable_sweep, next_steps
-from longshot_dagster.core.models import BuildPhase, LandingState
+from longshot_dagster.core.models import BuildPhase
 from longshot_dagster.core.reconciling import Mender, checks_of, may_mend
 from longshot_dagster.core.settings import Settings
 

@@ -3,13 +3,13 @@
 import pytest
 
 from longshot_dagster.core.dashboard import Stand, planner_rows, stand, sweep_words
+from longshot_dagster.core.landing_records import LandingState
 from longshot_dagster.core.models import (
     BuildPhase,
     CheckName,
     CheckResult,
     CheckStatus,
     HandoffStatus,
-    LandingState,
     Sweep,
     Task,
 )

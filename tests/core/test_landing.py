@@ -4,16 +4,13 @@ import pytest
 
 from longshot_dagster.core import landing
 from longshot_dagster.core.landing import Change, Ownership, commit_message, guard, is_fit, link_leaves, person, split
+from longshot_dagster.core.landing_records import Concern, ConcernKind, LandingOutcome, LandingState
 from longshot_dagster.core.models import (
     CheckName,
     CheckResult,
     CheckStatus,
-    Concern,
-    ConcernKind,
     Handoff,
     HandoffStatus,
-    LandingOutcome,
-    LandingState,
     Task,
     WorkerRun,
 )

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longshot_dagster.core.ids import IterationKey, task_id
+from longshot_dagster.core.landing_records import LandingState
 from longshot_dagster.core.lifecycle import (
     BuildView,
     CloseParent,
@@ -22,7 +23,7 @@ from longshot_dagster.core.lifecycle import (
     next_steps,
     planner_done,
 )
-from longshot_dagster.core.models import BuildPhase, HandoffStatus, LandingState
+from longshot_dagster.core.models import BuildPhase, HandoffStatus
 
 BUILD = "toy-0001"
 DONE, OPEN, FAILED = IterationStatus.DONE, IterationStatus.OPEN, IterationStatus.FAILED

@@ -5,9 +5,9 @@ import json
 import pytest
 from pydantic import ValidationError
 
+from longshot_dagster.core.landing_records import LANDING_TRANSITIONS, LandingOutcome, LandingState
 from longshot_dagster.core.models import (
     BUILD_TRANSITIONS,
-    LANDING_TRANSITIONS,
     BuildPhase,
     BuildReport,
     BuildState,
@@ -16,8 +16,6 @@ from longshot_dagster.core.models import (
     CheckStatus,
     Handoff,
     HandoffStatus,
-    LandingOutcome,
-    LandingState,
     PlannedTask,
     Sweep,
     Verdict,

@@ -7,19 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from longshot_dagster.core.ids import IterationKey
+from longshot_dagster.core.landing_records import Concern, ConcernKind, ConflictFile, LandingOutcome, LandingState
 from longshot_dagster.core.models import (
     BuildRequest,
     CheckName,
     CheckResult,
     CheckStatus,
-    Concern,
-    ConcernKind,
-    ConflictFile,
     Handoff,
     HandoffMetrics,
     HandoffStatus,
-    LandingOutcome,
-    LandingState,
     PlannedTask,
     PlanReply,
     RepoState,

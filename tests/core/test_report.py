@@ -2,6 +2,7 @@
 
 import pytest
 
+from longshot_dagster.core.landing_records import LandingOutcome, LandingState
 from longshot_dagster.core.models import (
     BuildPhase,
     BuildReport,
@@ -12,8 +13,6 @@ from longshot_dagster.core.models import (
     CheckStatus,
     Handoff,
     HandoffStatus,
-    LandingOutcome,
-    LandingState,
     Plan,
     Sweep,
     Target,

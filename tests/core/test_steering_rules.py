@@ -2,13 +2,12 @@
 
 import pytest
 
+from longshot_dagster.core.landing_records import LandingOutcome, LandingState
 from longshot_dagster.core.models import (
     BuildPhase,
     BuildState,
     Handoff,
     HandoffStatus,
-    LandingOutcome,
-    LandingState,
     Verdict,
 )
 from longshot_dagster.core.steering import landed_well, why_not_cancel, why_not_retry

@@ -4,12 +4,11 @@ import pytest
 
 from longshot_dagster.core.errors import WrongUse
 from longshot_dagster.core.landing import commit_message, is_fit
+from longshot_dagster.core.landing_records import LandingOutcome, LandingState
 from longshot_dagster.core.models import (
     BuildReport,
     Handoff,
     HandoffStatus,
-    LandingOutcome,
-    LandingState,
     Task,
     Verdict,
 )

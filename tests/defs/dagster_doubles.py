@@ -13,6 +13,7 @@ from longshot_dagster.adapters.home import Home
 from longshot_dagster.adapters.ledger import BuildLedger, Ledger
 from longshot_dagster.core.errors import Cancelled
 from longshot_dagster.core.ids import IterationKey, task_id
+from longshot_dagster.core.landing_records import LandingOutcome, LandingState
 from longshot_dagster.core.models import (
     BuildRequest,
     CheckName,
@@ -21,8 +22,6 @@ from longshot_dagster.core.models import (
     Handoff,
     HandoffMetrics,
     HandoffStatus,
-    LandingOutcome,
-    LandingState,
     Plan,
     RepoState,
     Sweep,

@@ -11,8 +11,14 @@ from longshot_dagster.adapters.exclusive import claim
 from longshot_dagster.adapters.home import Home
 from longshot_dagster.core.errors import BudgetExhausted, Cancelled, ModelUnavailable
 from longshot_dagster.core.ids import IterationKey
+from longshot_dagster.core.landing_records import LandingOutcome, LandingState
 from longshot_dagster.core.lifecycle import Finalize, RunIteration, next_steps
-from longshot_dagster.core.models import BuildPhase, CheckStatus, HandoffStatus, LandingOutcome, LandingState, Sweep
+from longshot_dagster.core.models import (
+    BuildPhase,
+    CheckStatus,
+    HandoffStatus,
+    Sweep,
+)
 from longshot_dagster.defs.iteration import await_retried, complete, sweep_main
 
 FIRST = IterationKey(BUILD, "root", 1)

@@ -9,13 +9,12 @@ from dagster_doubles import BUILD, Script, ScriptedTools, begin, fresh
 from longshot_dagster.adapters.home import Home
 from longshot_dagster.core.errors import Cancelled, ModelUnavailable, RepositoryError, WrongUse
 from longshot_dagster.core.ids import IterationKey
+from longshot_dagster.core.landing_records import LandingOutcome, LandingState
 from longshot_dagster.core.lifecycle import Finalize, next_steps
 from longshot_dagster.core.models import (
     BuildPhase,
     Handoff,
     HandoffStatus,
-    LandingOutcome,
-    LandingState,
     MetricsSnapshot,
     Plan,
     Task,

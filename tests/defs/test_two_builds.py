@@ -18,6 +18,7 @@ from longshot_dagster.adapters.ledger import Ledger
 from longshot_dagster.adapters.targets import prepare_target, resolve_target
 from longshot_dagster.core.clock import SystemClock
 from longshot_dagster.core.ids import IterationKey, parse_iteration_key, task_id
+from longshot_dagster.core.landing_records import ConcernKind, LandingOutcome
 from longshot_dagster.core.lifecycle import BuildView, fixable_sweep, unseen_handoffs
 from longshot_dagster.core.models import (
     BuildPhase,
@@ -25,10 +26,8 @@ from longshot_dagster.core.models import (
     CheckName,
     CheckResult,
     CheckStatus,
-    ConcernKind,
     Handoff,
     HandoffStatus,
-    LandingOutcome,
     MetricsSnapshot,
     Plan,
     Sweep,

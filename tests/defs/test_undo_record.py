@@ -7,7 +7,8 @@ from dagster_doubles import BUILD, Script, ScriptedTools, begin, fresh
 
 from longshot_dagster.adapters.home import Home
 from longshot_dagster.core.ids import IterationKey
-from longshot_dagster.core.models import HandoffStatus, LandingState
+from longshot_dagster.core.landing_records import LandingState
+from longshot_dagster.core.models import HandoffStatus
 from longshot_dagster.defs.executor import threaded_executor
 from longshot_dagster.defs.task_result import deed
 from longshot_dagster.defs.undoing import recording

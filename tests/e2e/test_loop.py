@@ -16,7 +16,8 @@ from installation import KEY, Installation, bare, git
 
 from longshot_dagster.adapters import leases
 from longshot_dagster.adapters.ledger import Ledger
-from longshot_dagster.core.models import BuildPhase, LandingState, Verdict
+from longshot_dagster.core.landing_records import LandingState
+from longshot_dagster.core.models import BuildPhase, Verdict
 from longshot_dagster.testing.script import Fault
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]

@@ -29,13 +29,13 @@ from longshot_dagster.adapters.planner import Planner
 from longshot_dagster.adapters.sweeper import run_sweep
 from longshot_dagster.cli.following import conclude, follow, interruptible
 from longshot_dagster.core.ids import IterationKey
+from longshot_dagster.core.landing_records import LandingState
 from longshot_dagster.core.models import (
     BuildPhase,
     BuildState,
     CheckName,
     CheckResult,
     CheckStatus,
-    LandingState,
     MetricsSnapshot,
     Plan,
     Sweep,

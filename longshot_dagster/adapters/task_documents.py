@@ -1,0 +1,151 @@
+"""The ledger's documents about single tasks: what was asked, who worked on it, what came back, whether it landed."""
+
+from pathlib import Path
+
+from upath import UPath
+
+from longshot_dagster.adapters.documents import Documents, written_at
+from longshot_dagster.adapters.exclusive import claim
+from longshot_dagster.core.errors import WrongUse
+from longshot_dagster.core.ids import check_task_id
+from longshot_dagster.core.landing_records import LandingOutcome, LandingState
+from longshot_dagster.core.models import (
+    CancelRequest,
+    Handoff,
+    Task,
+    WorkerRun,
+)
+
+# The last says that there are the others.
+_WORK = ("cancel.json", "interrupted.json", "run.json", "transcript.jsonl", "landing.json", "handoff.json")
+
+
+class TaskDocuments(Documents):
+    """`tasks/<id>/` of one build's ledger."""
+
+    def __init__(self, directory: UPath, build: str) -> None:
+        super().__init__(directory, build)
+        self._stamps: dict[str, float] = {}
+
+    def task_ids(self) -> list[str]:
+        directory = self._path("tasks")
+        return sorted(d.name for d in directory.iterdir() if (d / "task.json").exists()) if directory.exists() else []
+
+    def task(self, task: str) -> Task | None:
+        return self._read(Task, f"tasks/{check_task_id(task)}/task.json", frozen=True)
+
+    def existing_task(self, task: str) -> Task:
+        """Raises WrongUse when the build has no such task."""
+        found = self.task(task)
+        if found is None:
+            raise WrongUse(f"build {self.build} has no task {task!r}; `longshot status {self.build}` lists them")
+        return found
+
+    def run(self, task: str) -> WorkerRun | None:
+        return self._read(WorkerRun, f"tasks/{task}/run.json")
+
+    def save_run(self, run: WorkerRun) -> None:
+        self._write(f"tasks/{run.task}/run.json", run)
+
+    def handoff(self, task: str) -> Handoff | None:
+        name = f"tasks/{task}/handoff.json"
+        written = written_at(self._path(name))
+        if self._stamps.get(name) != written:  # another process may have set it aside
+            self._stamps[name] = written
+            self._frozen.pop(name, None)
+        return self._read(Handoff, name, frozen=True)
+
+    def save_handoff(self, handoff: Handoff) -> None:
+        """Last of a worker's documents: with it, the task is never worked on again by itself."""
+        self._write(f"tasks/{handoff.task_id}/handoff.json", handoff)
+
+    def interrupted(self, task: str) -> Handoff | None:
+        """What had been done when the task's worker was last interrupted; until it has a handoff, it goes on from there."""
+        return self._read(Handoff, f"tasks/{task}/interrupted.json")
+
+    def save_interrupted(self, handoff: Handoff) -> None:
+        self._write(f"tasks/{handoff.task_id}/interrupted.json", handoff)
+
+    def kept_work(self) -> list[str]:
+        """Tasks without a handoff of which an interrupted worker has left something."""
+        return [t for t in self.task_ids() if self.handoff(t) is None and self.interrupted(t) is not None]
+
+    def cancel_request(self, task: str) -> CancelRequest | None:
+        return self._read(CancelRequest, f"tasks/{check_task_id(task)}/cancel.json")
+
+    def cancel_requested(self, task: str) -> bool:
+        """Does a person want no more of the task? Asked several times a second of each task at work."""
+        return self._path(f"tasks/{task}/cancel.json").exists()
+
+    def request_cancel(self, task: str, at: float) -> None:
+        """A worker at the task hands in what it has; one that has not begun hands in nothing. The first request stays."""
+        if self.cancel_request(task) is None:
+            self._write(f"tasks/{task}/cancel.json", CancelRequest(at=at))
+
+    def forget_work(self, task: str) -> UPath:
+        """Set a task's run, handoff and landing aside, so that it is worked on again; returns where they are now.
+
+        Raises WrongUse once it has landed.
+        """
+        with self.lock("landing"):
+            if (landing := self.landing(task)) and landing.state is LandingState.LANDED:
+                raise WrongUse(f"task {task} has landed meanwhile; what has landed is not worked on again")
+            directory = self._path(f"tasks/{check_task_id(task)}")
+            number = 1
+            while (directory / f"earlier-{number}").exists():
+                number += 1
+            aside = directory / f"earlier-{number}"
+            for name in _WORK:
+                if (directory / name).exists():
+                    aside.mkdir(exist_ok=True)
+                    (directory / name).rename(aside / name)
+            self._frozen.pop(f"tasks/{task}/handoff.json", None)
+            return aside
+
+    def recall_work(self, task: str, aside: UPath) -> None:
+        """Undo `forget_work`, unless the task has been handed in again since."""
+        with self.lock("landing"):
+            if self.handoff(task) is None and aside.exists():
+                for name in _WORK:
+                    if (aside / name).exists():
+                        (aside / name).rename(self._path(f"tasks/{task}/{name}"))
+                aside.rmdir()
+
+    def earlier_work(self, task: str) -> list[tuple[UPath, WorkerRun | None, Handoff | None]]:
+        """(folder, run, handoff) of whatever `forget_work` has set aside, oldest first."""
+        found, number = [], 1
+        while (folder := self._path(f"tasks/{task}/earlier-{number}")).exists():
+            where = f"tasks/{task}/earlier-{number}"
+            run, handoff = self._read(WorkerRun, f"{where}/run.json"), self._read(Handoff, f"{where}/handoff.json")
+            found.append((folder, run, handoff))
+            number += 1
+        return found
+
+    def landing(self, task: str) -> LandingOutcome | None:
+        return self._read(LandingOutcome, f"tasks/{task}/landing.json")
+
+    def save_landing(self, landing: LandingOutcome) -> None:
+        self._write(f"tasks/{landing.task}/landing.json", landing)
+
+    def transcript(self, task: str) -> UPath:
+        return self._path(f"tasks/{check_task_id(task)}/transcript.jsonl")
+
+    def work_lock(self, task: str) -> Path | None:
+        """Locked while a worker is at the task; None where nothing can be locked."""
+        path = self._path(f"tasks/{check_task_id(task)}/.work.lock")
+        return path if isinstance(path, Path) else None
+
+    def at_work(self, task: str) -> bool:
+        """Is some process of this host working on the task at this moment?"""
+        lock = self.work_lock(task)
+        if lock is None or not lock.exists():
+            return False
+        with claim(lock) as free:
+            return not free
+
+    def live_transcript(self, task: str) -> UPath:
+        """Lines of the transcript as they come, while a worker is at the task; it ends where `transcript` begins."""
+        return self._path(f"tasks/{check_task_id(task)}/live.jsonl")
+
+    def save_transcript(self, task: str, lines: bytes) -> None:
+        self._write_bytes(f"tasks/{task}/transcript.jsonl", lines)
