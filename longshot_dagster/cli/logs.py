@@ -6,17 +6,15 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from longshot_dagster.adapters import settings
 from longshot_dagster.adapters.home import Home
 from longshot_dagster.adapters.ledger import BuildLedger, Ledger
 from longshot_dagster.cli.following import interruptible
 from longshot_dagster.cli.naming import build_or_task, named_task
-from longshot_dagster.cli.showing import LOOK_SECONDS, Objects, echo_json, show
+from longshot_dagster.cli.showing import LOOK_SECONDS, Objects, Stream, echo_json, show
 from longshot_dagster.cli.terminal import say
-from longshot_dagster.cli.watching import BuildWatch, Tally
+from longshot_dagster.cli.watching import BuildWatch
 from longshot_dagster.core.errors import WrongUse
 from longshot_dagster.core.events import Event
 from longshot_dagster.core.models import Task
@@ -61,27 +59,12 @@ def _tell_build(home: Home, ledger: BuildLedger, follow: bool, as_json: bool) ->
             shown.events(BuildWatch(ledger).events())
 
 
-class _Dated:
+class _Dated(Stream):
     """A line per event, with its date and time."""
 
     def events(self, new: Sequence[Event]) -> None:
         for event in new:
             say(f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(event.at))}  {event.line}")
-
-    def stands(self, tally: Tally, elapsed_s: float) -> None:
-        pass
-
-    def wait(self, seconds: float) -> bool:
-        time.sleep(seconds)
-        return True
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        pass
 
 
 def _tell_task(ledger: BuildLedger, task: Task, follow: bool, as_json: bool) -> None:

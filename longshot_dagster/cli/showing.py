@@ -118,12 +118,8 @@ class Lines:
         self._progress.__exit__(kind, error, trace)
 
 
-class Objects:
-    """One JSON object a line, for programs."""
-
-    def events(self, new: Sequence[Event]) -> None:
-        for event in new:
-            echo_json(event.document())
+class Stream:
+    """A way of telling events as they come that shows nothing in between; a context manager."""
 
     def stands(self, tally: Tally, elapsed_s: float) -> None:
         pass
@@ -139,6 +135,14 @@ class Objects:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         pass
+
+
+class Objects(Stream):
+    """One JSON object a line, for programs."""
+
+    def events(self, new: Sequence[Event]) -> None:
+        for event in new:
+            echo_json(event.document())
 
 
 def echo_json(document: dict[str, object]) -> None:

@@ -18,7 +18,7 @@ from longshot_dagster.core.models import (
     Task,
     WorkerRun,
 )
-from longshot_dagster.core.report import headline
+from longshot_dagster.core.report import duration, headline
 
 
 class Tone(StrEnum):
@@ -136,6 +136,12 @@ class OutcomeFigures:
     worker_share: float
     tokens: int
     token_share: float
+
+    @property
+    def row(self) -> tuple[str, ...]:
+        """One row of a table; the outcome's text still has to be shown safely."""
+        took = (duration(self.worker_s), f"{self.worker_share:.0%}")
+        return self.outcome, str(self.tasks), *took, f"{self.tokens:,}", f"{self.token_share:.0%}"
 
 
 @dataclass(frozen=True)

@@ -132,17 +132,7 @@ def _took(figures: Figures | None) -> Iterator[str]:
     if figures is None or not figures.outcomes:
         return
     yield "## Where the work went"
-    rows = [
-        (
-            _shown(f.outcome),
-            str(f.tasks),
-            duration(f.worker_s),
-            f"{f.worker_share:.0%}",
-            f"{f.tokens:,}",
-            f"{f.token_share:.0%}",
-        )
-        for f in figures.outcomes
-    ]
+    rows = [tuple(_shown(cell) for cell in f.row) for f in figures.outcomes]
     yield _table(("outcome", "tasks", "workers' time", "share", "workers' tokens", "share"), rows)
     yield f"At most {figures.most_at_once} workers at once, {figures.mean_at_once:.1f} on average."
 

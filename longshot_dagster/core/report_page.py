@@ -198,17 +198,7 @@ def _sweeps(sweeps: Sequence[Sweep]) -> str:
 def _took(figures: Figures) -> str:
     if not figures.outcomes:
         return ""
-    rows = [
-        (
-            shown(f.outcome),
-            str(f.tasks),
-            duration(f.worker_s),
-            f"{f.worker_share:.0%}",
-            f"{f.tokens:,}",
-            f"{f.token_share:.0%}",
-        )
-        for f in figures.outcomes
-    ]
+    rows = [tuple(shown(cell) for cell in f.row) for f in figures.outcomes]
     columns = ("outcome", "tasks", "workers' time", "of all time", "workers' tokens", "of all tokens")
     return section("Where the work went", table(columns, rows))
 
