@@ -172,3 +172,9 @@ def _bare_name(requirement: str) -> str:
     found = re.match(r"[\w.-]+", requirement)
     assert found is not None, requirement
     return found.group().lower().replace("_", "-")
+
+
+def test_the_newest_entry_of_the_changelog_is_this_version() -> None:
+    headings = re.findall(r"^## (\S+) — (.+)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert headings[0][0] == __version__
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\d", date) for _, date in headings[1:]), "what came before is released"

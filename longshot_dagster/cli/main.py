@@ -164,11 +164,12 @@ def status(build: str | None, as_json: bool) -> int:
 @cli.command()
 @click.argument("build")
 @click.option("--max-tokens", metavar="N", help="new budget of the build (MAX_TOKENS_PER_BUILD; 0: none)")
-def resume(build: str, max_tokens: str | None) -> int:
+@click.option("--dashboard", is_flag=True, help="follow it on one screen")
+def resume(build: str, max_tokens: str | None, dashboard: bool) -> int:
     """Go on with a paused or interrupted build."""
     from longshot_dagster.cli import resuming
 
-    return resuming.resume(build, max_tokens)
+    return resuming.resume(build, max_tokens, dashboard)
 
 
 @cli.command("continue")

@@ -5,6 +5,7 @@
 
 import os
 import time
+from collections.abc import Callable
 
 from longshot_dagster.adapters import leases, settings, stack
 from longshot_dagster.adapters.dagster_api import ActiveRun, DagsterApi
@@ -13,6 +14,7 @@ from longshot_dagster.adapters.home import Home
 from longshot_dagster.adapters.ledger import BuildLedger, Ledger
 from longshot_dagster.adapters.ui_access import UiAccess
 from longshot_dagster.cli import serving
+from longshot_dagster.cli.dashboard import check_terminal
 from longshot_dagster.cli.following import PARTITION_TAG, conclude, follow, interruptible, pause, runs_of
 from longshot_dagster.cli.terminal import say, waiting
 from longshot_dagster.core.errors import WrongUse
@@ -22,8 +24,29 @@ from longshot_dagster.core.models import BuildPhase, BuildRequest, BuildState
 _CANCELING_SECONDS = 30.0
 
 
-def resume(build: str, max_tokens: str | None) -> int:
+def resume(build: str, max_tokens: str | None, dashboard: bool = False) -> int:
     """Exit code of the build, followed to its end. Raises WrongUse."""
+    if dashboard:
+        check_terminal()
+    return _woken(build, max_tokens, lambda home, api, _: follow(home, build, api, dashboard=dashboard))
+
+
+def go_on(build: str) -> int:
+    """0 as soon as the build is under way; one that has finished is shown, with its exit code. Raises WrongUse."""
+
+    def say_where(home: Home, _: DagsterApi, woken: bool) -> int:
+        if not woken:
+            say(f"{build} is under way already")
+        info = stack.running(home)
+        link = f", or {UiAccess(home).link(info.port)}" if info else ""
+        say(f"to watch it: longshot watch {build}{link}")
+        return 0
+
+    return _woken(build, None, say_where)
+
+
+def _woken(build: str, max_tokens: str | None, then: Callable[[Home, DagsterApi, bool], int]) -> int:
+    """What `then` returns of (home, API, was it woken?); a build that has finished is shown instead."""
     dotenv = settings.default_dotenv()
     home = settings.home(os.environ, dotenv)
     ledger = Ledger(home.builds).existing(build)
@@ -35,27 +58,8 @@ def resume(build: str, max_tokens: str | None) -> int:
     endpoints = settings.endpoints(os.environ, dotenv)
     Gateway(home).ensure(endpoints or None)
     with interruptible():
-        info = serving.in_background(home, dotenv, endpoints)
-        api = stack.api(home, info)
-        _go_on(home, ledger, api)
-        return follow(home, build, api)
-
-
-def go_on(build: str) -> int:
-    """0 as soon as the build is under way; one that has finished is shown, with its exit code. Raises WrongUse."""
-    dotenv = settings.default_dotenv()
-    home = settings.home(os.environ, dotenv)
-    ledger = Ledger(home.builds).existing(build)
-    if ledger.state().phase is BuildPhase.FINISHED:
-        say(f"{build} has finished already")
-        return conclude(home, ledger)
-    endpoints = settings.endpoints(os.environ, dotenv)
-    Gateway(home).ensure(endpoints or None)
-    info = serving.in_background(home, dotenv, endpoints)
-    if not _go_on(home, ledger, stack.api(home, info)):
-        say(f"{build} is under way already")
-    say(f"to watch it: longshot watch {build}, or {UiAccess(home).link(info.port)}")
-    return 0
+        api = stack.api(home, serving.in_background(home, dotenv, endpoints))
+        return then(home, api, _go_on(home, ledger, api))
 
 
 def _go_on(home: Home, ledger: BuildLedger, api: DagsterApi) -> bool:
