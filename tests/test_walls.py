@@ -57,3 +57,15 @@ def test_what_runs_in_the_sandbox_is_standard_library_and_python_3_9():
             for name in names:
                 top = name.split(".")[0]
                 assert top in sys.stdlib_module_names or top == "longshot_worker", f"{file.name} imports {name}"
+
+
+def test_no_process_of_ours_imports_from_the_folder_it_was_started_in():
+    """`python -m` without -P would: in a hostile checkout, with the keys on its standard input.
+
+    What the supervisor starts as `python` has a folder of ours for its own.
+    """
+    for file in (f for f in (ROOT / "longshot_dagster").rglob("*.py") if "_shipped" not in f.parts):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            words = [ast.unparse(e) for e in node.elts[:3]] if isinstance(node, ast.List | ast.Tuple) else []
+            if words[:1] == ["sys.executable"] and "'-m'" in words:
+                assert words[1] == "'-P'", f"{file.relative_to(ROOT)}:{node.lineno}"

@@ -49,10 +49,10 @@ def read(folder: Path, budget: int = 0) -> Folder:
         try:
             place, stamp = str(folder / name), _stamp(folder / name)
             item = _item(place, stamp, budget)
+            items.append(item.model_copy(update={"repository": _repository(item.repository, folder)}))
         except WrongUse as e:
             malformed[display(name, "plain", 100)] = one_line(e, 500)
             continue
-        items.append(item.model_copy(update={"repository": _repository(item.repository, folder)}))
         written[place] = stamp[0] / 1e9
     if len(names) > MAX_ITEMS:
         malformed[f"({len(names) - MAX_ITEMS} more)"] = f"a backlog has at most {MAX_ITEMS:,} items; these are not read"
@@ -118,8 +118,12 @@ def _check_settings(given: Mapping[str, str], budget: int) -> None:
 
 
 def _repository(given: str, folder: Path) -> str:
-    """A path is meant from the folder of the item; a URL stays as it is."""
+    """A path is meant from the folder of the item; a URL stays as it is. Raises WrongUse."""
     if not given or "://" in given:
         return given
-    path = folder / Path(given).expanduser()
-    return str(path.resolve()) if path.exists() or given.startswith((".", "/", "~")) else given
+    try:
+        path = folder / Path(given).expanduser()
+        return str(path.resolve()) if path.exists() or given.startswith((".", "/", "~")) else given
+    except (OSError, RuntimeError) as e:  # a name too long, links in a circle, a user that nobody has heard of
+        why = (isinstance(e, OSError) and e.strerror) or str(e)
+        raise WrongUse(f"repository: {one_line(given, 60)} is no path: {why}") from e

@@ -64,7 +64,9 @@ def take_from_target(home: Home, target: Target, there: OnTarget) -> list[str]:
         refused.append(f"{len(there.refs)} refs stay on {target.repository}: {why}")
     if there.result and there.merged:
         head = Git(Path(target.url)).run("rev-parse", "-q", "--verify", there.result, ok=(0, 1)).text
-        if head and (why := _removed(mirror, {there.result: head})):
+        # Somebody may have committed to it while a person was asked.
+        why = "" if not head or _is_merged(Path(target.url), head) else "it has got work that is merged nowhere"
+        if head and (why := why or _removed(mirror, {there.result: head}) or ""):
             refused.append(f"branch {there.result.removeprefix('refs/heads/')} stays in {target.repository}: {why}")
     return refused
 

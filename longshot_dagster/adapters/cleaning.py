@@ -109,6 +109,9 @@ class Cleaning:
         if ledger.exists() and ledger.state().phase is not BuildPhase.FINISHED:
             outcome.notes.append("kept: it is under way again")
             return outcome
+        if ledger.exists() and self._has_a_run(leaving.build):
+            outcome.notes.append("kept: a run of it has not ended")
+            return outcome
         write_atomically(self._note_of(leaving.build), leaving.model_dump_json(indent=1).encode())
         outcome.notes += take_from_target(self._home, leaving.target, removal.there)
         if removal.there.why:
@@ -126,6 +129,13 @@ class Cleaning:
         else:
             outcome.waits = True
         return outcome
+
+    def _has_a_run(self, build: str) -> bool:
+        """One that is to reopen it may still wait for a slot."""
+        try:
+            return self._api is not None and any(run.belongs_to(build) for run in self._api.active())
+        except LongshotError:
+            return False
 
     # --- what there is -----------------------------------------------------------------------------------------------
 

@@ -23,6 +23,8 @@ from longshot_dagster.core.errors import LongshotError, ModelUnavailable, WrongU
 from longshot_dagster.core.refusals import advice
 from longshot_dagster.core.usage import Usage
 
+# -P: `-m` alone looks for modules in the folder it is started in, which may be anybody's checkout.
+_GATEWAY = (sys.executable, "-P", "-m", "longshot_dagster.adapters.gateway")
 _START_S = 60.0
 _STOP_S = 15.0
 _EXAMINE_S = 120.0
@@ -66,6 +68,8 @@ class Gateway:
 
     def alive(self) -> bool:
         """Does a gateway listen on this home's control socket?"""
+        if not self._home.has_runtime:
+            return False
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
                 probe.settimeout(5)
@@ -134,7 +138,7 @@ class Gateway:
         return self._home.runtime / "gateway.sock"
 
     def _start(self, endpoints: Sequence[Endpoint], tuning: Mapping[str, float]) -> None:
-        argv = [sys.executable, "-m", "longshot_dagster.adapters.gateway", "--home", str(self._home.root), "--detach"]
+        argv = [*_GATEWAY, "--home", str(self._home.root), "--detach"]
         document = json.dumps({"endpoints": endpoints_to_wire(endpoints), "tuning": dict(tuning)}).encode()
         log = self._home.logs / "gateway.log"
         with log.open("ab") as out:
@@ -177,7 +181,7 @@ class Gateway:
 
 def examine(home: Home, endpoints: Sequence[Endpoint], model: str) -> tuple[Examined, ...]:
     """As `Gateway.examine`, by a process that has a gateway's environment and rules, and ends by itself."""
-    argv = [sys.executable, "-m", "longshot_dagster.adapters.gateway", "--home", str(home.root), "--examine"]
+    argv = [*_GATEWAY, "--home", str(home.root), "--examine"]
     document = json.dumps({"endpoints": endpoints_to_wire(endpoints), "model": model}).encode()
     try:
         ended = subprocess.run(

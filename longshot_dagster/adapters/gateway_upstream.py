@@ -137,7 +137,7 @@ class Upstream:
             refusal = await self.try_model(endpoint, model, timeout_s=_EXAMINED_S)
         return {
             "label": endpoint.label,
-            "models": sorted(models)[:_MODELS_TOLD],
+            "models": [self.scrub(m) for m in sorted(models)[:_MODELS_TOLD]],
             "seconds": self._clock.monotonic() - began,
             "line": self.scrub(refusal.line) if refusal else "",
             "kind": refusal.kind.value if refusal else "",
@@ -231,7 +231,9 @@ class Upstream:
             document = None
         error = document.get("error") if isinstance(document, dict) else None
         message = error.get("message") if isinstance(error, dict) else error
-        return self.scrub(str(message) if message else body[:400].decode("utf-8", "replace"))[:2_000]
+        if message:
+            return self.scrub(str(message))[:2_000]
+        return self.scrub(body.decode("utf-8", "replace"))[:400]  # cut first, half a key would be none to the scrubber
 
 
 async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:

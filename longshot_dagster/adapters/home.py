@@ -61,13 +61,22 @@ class Home:
 
         Raises WrongUse when somebody else owns the folder.
         """
-        name = hashlib.sha256(str(self.root.resolve()).encode()).hexdigest()[:10]
-        folder = Path(tempfile.gettempdir()) / f"longshot-{os.getuid()}-{name}"
+        folder = self._runtime
         folder.mkdir(mode=0o700, exist_ok=True)
         found = folder.lstat()
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
             raise WrongUse(f"{folder} belongs to somebody else or is open to others; remove it or set TMPDIR")
         return folder
+
+    @property
+    def has_runtime(self) -> bool:
+        """Is there a folder of sockets? Asking makes none."""
+        return self._runtime.is_dir()
+
+    @property
+    def _runtime(self) -> Path:
+        name = hashlib.sha256(str(self.root.resolve()).encode()).hexdigest()[:10]
+        return Path(tempfile.gettempdir()) / f"longshot-{os.getuid()}-{name}"
 
     @property
     def ui(self) -> Path:
@@ -76,7 +85,7 @@ class Home:
     def leave_runtime(self) -> None:
         """Remove the folder of sockets once nothing serves one there any more; what is still in use stays."""
         with contextlib.suppress(OSError):
-            for folder in (self.runtime / "t", self.runtime):
+            for folder in (self._runtime / "t", self._runtime):
                 if folder.exists():
                     folder.rmdir()
 

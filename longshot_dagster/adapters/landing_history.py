@@ -6,6 +6,8 @@ from typing import Self
 
 from longshot_dagster.adapters.git import Git
 from longshot_dagster.adapters.mirror import Mirror
+from longshot_dagster.core.errors import WrongUse
+from longshot_dagster.core.ids import task_partition
 from longshot_dagster.core.landing import BUILD_TRAILER, TASK_TRAILER
 from longshot_dagster.core.undoing import UNDO_TRAILER, Step, joined, standing
 
@@ -16,10 +18,10 @@ _TRAILERS = [f"%(trailers:key={k},valueonly,separator=%x2C)" for k in (BUILD_TRA
 
 @dataclass(frozen=True)
 class Past:
-    """Where a build's commits stand in the branch's history, and which of its tasks a commit there takes back."""
+    """Where a build's commits stand in the branch's history, and which of its tasks a commit there says to take back."""
 
     places: Mapping[str, int]  # commit -> place; 0 is the newest
-    undos: Mapping[str, tuple[str, ...]]  # task -> commits that undo it
+    undos: Mapping[str, tuple[str, ...]]  # task -> commits whose trailer says that they undo it
 
     @classmethod
     def read(cls, mirror: Mirror, head: str, build: str, base: str) -> Self:
@@ -32,10 +34,10 @@ class Past:
                 undos[undone] = (*undos.get(undone, ()), oid)
         return cls(places, undos)
 
-    def undone_by(self, task: str, landed: str) -> str | None:
-        """The commit that took back what `task` landed as `landed`; an undo of an earlier landing is older than that."""
+    def undone_by(self, task: str, landed: str) -> tuple[str, ...]:
+        """Commits that say to have taken back what `task` landed as `landed`; an undo of an earlier landing is older."""
         place = self.places.get(landed, -1)
-        return next((oid for oid in self.undos.get(task, ()) if self.places[oid] < place), None)
+        return tuple(oid for oid in self.undos.get(task, ()) if self.places[oid] < place)
 
 
 def steps_since(git: Git, oid: str, head: str, landed: Mapping[str, tuple[str, str]]) -> tuple[Step, ...]:
@@ -53,10 +55,18 @@ def steps_since(git: Git, oid: str, head: str, landed: Mapping[str, tuple[str, s
 def _step(record: tuple[str, ...], landed: Mapping[str, tuple[str, str]]) -> Step:
     oid, parents, author, subject, build, task, undone = record
     before = parents.partition(" ")[0]
-    if build and (task or undone):
+    if _names_a_task(build, undone or task):
         return Step(before, oid, build, undone or task, bool(undone), author, subject)
     build, task = landed.get(oid, ("", ""))
     return Step(before, oid, build, task, False, author, subject)
+
+
+def _names_a_task(build: str, task: str) -> bool:
+    """Anybody can write a trailer, and what it names ends up in a command that a person is told to run."""
+    try:
+        return bool(task_partition(build, task))
+    except WrongUse:
+        return False
 
 
 def _changed(git: Git, steps: Sequence[Step]) -> dict[str, list[str]]:

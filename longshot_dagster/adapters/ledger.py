@@ -185,9 +185,15 @@ class BuildLedger(TaskDocuments):
         return page if page.exists() else self._path("report.json")
 
     def reopen(self) -> None:
-        """Set a finished build running, its report put aside, so that it is finalized anew; nothing when it is not finished."""
+        """Put the report of a build that has one aside, so that it is finalized anew, and set a finished build running.
+
+        Nothing happens while it is being finalized: that ends with a report of everything. Raises WrongUse when it is gone.
+        """
         with self.lock("reopen"):
-            if self.state().phase is not BuildPhase.FINISHED:
+            if not self.exists():
+                raise WrongUse(f"build {self.build} is not here any more; somebody has cleaned it away")
+            phase = self.state().phase
+            if phase is BuildPhase.FINALIZING:
                 return
             # First the report: a build that runs and still has one would be finished again as it was.
             report = self._path("report.json")
@@ -196,8 +202,9 @@ class BuildLedger(TaskDocuments):
                 while (aside := self._path(f"earlier-report-{number}.json")).exists():
                     number += 1
                 report.rename(aside)
-            finalization = f"finalize.{self.view().finalize_attempt + 1:03d}"
-            self.update_state(lambda s: s.reopened(finalization) if s.phase is BuildPhase.FINISHED else s)
+            if phase is BuildPhase.FINISHED:
+                finalization = f"finalize.{self.view().finalize_attempt + 1:03d}"
+                self.update_state(lambda s: s.reopened(finalization) if s.phase is BuildPhase.FINISHED else s)
 
     # --- iterations --------------------------------------------------------------------------------------------------
 

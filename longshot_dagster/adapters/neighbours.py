@@ -1,5 +1,6 @@
 """The other unfinished builds that land on the same branch: what their tasks own there, and what of theirs is on it."""
 
+import contextlib
 from collections.abc import Collection, Iterator
 
 from longshot_dagster.adapters.ledger import BuildLedger, Ledger
@@ -44,8 +45,9 @@ class Neighbours:
     def _landings(self, ledger: BuildLedger) -> dict[str, LandingOutcome]:
         found = {}
         for task in ledger.task_ids():
-            known = self._landed.get((ledger.build, task))
-            outcome = known or ledger.landing(task)
+            outcome = self._landed.get((ledger.build, task))
+            with contextlib.suppress(LongshotError):
+                outcome = outcome or ledger.landing(task)
             if outcome is not None:
                 found[task] = outcome
                 if outcome.state is LandingState.LANDED:  # only of a finished build is that taken back
@@ -54,4 +56,9 @@ class Neighbours:
 
 
 def _tasks(ledger: BuildLedger) -> list[Task]:
-    return [ledger.existing_task(name) for name in ledger.task_ids()]
+    """Those that can be read: a document that is broken, or just being taken away, must not keep others from landing."""
+    found = []
+    for name in ledger.task_ids():
+        with contextlib.suppress(LongshotError):
+            found.append(ledger.existing_task(name))
+    return found

@@ -1,13 +1,20 @@
 """Which sandbox provider a build gets, and which of its settings that provider cannot keep."""
 
+import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+
+from pydantic import ValidationError
 
 from longshot_dagster.adapters.home import Home
 from longshot_dagster.adapters.sandbox_local import LocalProvider
 from longshot_dagster.core.errors import SandboxRefused, WrongUse
 from longshot_dagster.core.sandbox import SandboxProvider
 from longshot_dagster.core.settings import Origin, Provider, Settings
+
+# A folder that can be read can be spoken to: a socket in it answers whoever finds it.
+_SPEAKING = ("/run", "/sys")
 
 
 def make_provider(settings: Settings, origins: Mapping[str, Origin], home: Home) -> tuple[SandboxProvider, str]:
@@ -41,6 +48,22 @@ def _check_readable(settings: Settings, home: Home) -> None:
             raise WrongUse(
                 f"SANDBOX_READABLE={name} would show agents your home folder or Longshot's own; name the one folder they need"
             )
+        if any(folder.is_relative_to(place) for place in _SPEAKING) or _is_shared_or_system(folder):
+            raise WrongUse(
+                f"SANDBOX_READABLE={name} leads to {folder}, where sockets and devices or the system's own secrets lie; "
+                "name the one folder agents need"
+            )
+
+
+def _is_shared_or_system(folder: Path) -> bool:
+    """Is it, where its links lead, a folder that no setting may name, or the one of this user's sockets?"""
+    temporary = Path(tempfile.gettempdir()).resolve()
+    if folder.is_relative_to(temporary) and folder != temporary:
+        return folder.relative_to(temporary).parts[0].startswith(f"longshot-{os.getuid()}-")
+    try:
+        return not Settings(sandbox_readable=str(folder))
+    except ValidationError:
+        return True
 
 
 def not_enforced(settings: Settings, origins: Mapping[str, Origin], provider: SandboxProvider) -> tuple[str, ...]:

@@ -81,8 +81,8 @@ class Resetting:
             head=head,
             first=roots[0],
             commits=int(git.run("rev-list", "--count", *span).text),
-            newest=tuple(git.run("log", f"-{_NEWEST}", "--format=%h %as %an: %s", *span).text.splitlines()),
-            authors=tuple(" ".join(a.split()[1:]) for a in git.run("shortlog", "-sn", *span).text.splitlines()),
+            newest=tuple(git.run("log", f"-{_NEWEST}", "--format=%h %as %an: %s", *span).text.split("\n")),
+            authors=tuple(" ".join(a.split()[1:]) for a in git.run("shortlog", "-sn", *span).text.split("\n")),
             paused=paused,
         )
 

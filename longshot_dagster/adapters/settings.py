@@ -220,7 +220,7 @@ def process_origins(environ: Mapping[str, str], dotenv: Path | None) -> dict[str
 def _own(raw: Mapping[str, object], origin: Origin) -> dict[str, object]:
     """A layer that is nobody else's: every unknown name in it is a mistake."""
     for name in raw:
-        if _plain(name).upper() not in FIELDS:
+        if _plain(name) not in Settings.model_fields:  # not in capitals: another letter (U+017F) has S for one
             raise _unknown(str(name), origin)
     return {_plain(name): value for name, value in raw.items() if not _unset(value)}
 
@@ -272,13 +272,32 @@ def _read_dotenv(path: Path | None) -> dict[str, str]:
     try:
         if path.stat().st_size > _MAX_DOTENV:
             raise WrongUse(f"{path} is larger than 1 MB; is it the .env you mean?")
-        path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as e:
         raise WrongUse(f"{path} cannot be read: {getattr(e, 'strerror', None) or 'it is not UTF-8 text'}") from e
     from pydantic_settings import BaseSettings, DotEnvSettingsSource  # 0.1 s, and most commands read no .env
 
     source = DotEnvSettingsSource(BaseSettings, env_file=path, env_file_encoding="utf-8", case_sensitive=True)
-    return {name: value or "" for name, value in source.env_vars.items()}
+    found = {name: value or "" for name, value in source.env_vars.items()}
+    _must_be_a_persons(path, text, found)
+    return found
+
+
+def _must_be_a_persons(dotenv: Path, text: str, found: Mapping[str, str]) -> None:
+    """Raises WrongUse when a `.env` that came with a repository says what is not for a repository to decide."""
+    refused = {*PROCESS_NAMES, *(name.upper() for name in NOT_FOR_TARGETS)}
+    if "${" in text:  # stands for a variable of the person's environment, and settings are pushed with the ledger
+        refused |= set(FIELDS)
+    names = [name for name, value in found.items() if name in refused and value.strip()]
+    if not names:
+        return
+    from longshot_dagster.adapters.committed import is_committed  # few commands need git before they begin
+
+    if is_committed(dotenv):
+        raise WrongUse(
+            f"{names[0]} ({dotenv}) is not for a repository to decide, and git tracks this file; set it in the "
+            "environment, or take the file out of the repository: git rm --cached .env"
+        )
 
 
 def _process_values(environ: Mapping[str, str], dotenv: Path | None) -> dict[str, str]:
@@ -359,7 +378,7 @@ def range_of(info: FieldInfo) -> str:
 
 
 def _unknown(name: str, origin: Origin) -> WrongUse:
-    shown = _shown(name.upper() if origin is not Origin.ENVIRONMENT else name)
+    shown = _shown(name.upper() if origin is not Origin.ENVIRONMENT and name.isascii() else name)
     known = [*FIELDS, *(PROCESS_NAMES if origin in (Origin.ENVIRONMENT, Origin.DOTENV) else ())]
     close = difflib.get_close_matches(_plain(name).upper(), known, 1, 0.7)
     hint = f"; did you mean {close[0]}?" if close else "; .env.example lists them all"

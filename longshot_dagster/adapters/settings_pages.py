@@ -18,6 +18,7 @@ def env_example() -> str:
     """The text of `.env.example`: every variable with its default and meaning."""
     lines = [
         "# Settings of Longshot. Copy to .env, or set them in the environment; `longshot --help` says which wins.",
+        "# .env is read from the folder you are in. It may hold a key: keep it out of git.",
         "# A line that is commented out shows the default.",
         "",
         "# Where the models are: one OpenAI-compatible endpoint ...",

@@ -112,14 +112,15 @@ class SharedMain:
 def view_beside_others(home: Home, ledger: BuildLedger) -> BuildView:
     """The fold's input, with what the other builds on the branch have found out and do about a red main.
 
-    A red sweep of this build gives way to a newer one of another: what it waits for may have happened.
+    A red sweep of this build gives way to a newer one of another that is not: what it waits for has happened. A newer red
+    one says nothing new, and a finalization that ended red would lose the sweep that it wants answered.
     """
     view = ledger.view()
     if view.sweep is None or not view.sweep.red:
         return view
     shared = SharedMain(home, ledger.request())
     newer = shared.newest_sweep()
-    if newer is not None and newer.started_at > ledger.sweeps()[-1].ended_at:
+    if newer is not None and not newer.red and newer.started_at > ledger.sweeps()[-1].ended_at:
         ledger.add_sweep(newer)
         view = ledger.view()
     return replace(view, mended_by=shared.mended_by())

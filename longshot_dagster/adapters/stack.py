@@ -124,7 +124,8 @@ def ensure(
 def _spawn(home: Home, endpoints: Sequence[Endpoint], port: int, environ: Mapping[str, str], dotenv: str) -> None:
     # Keys go by stdin: an argument or a variable is readable in the process list.
     told = json.dumps({"endpoints": endpoints_to_wire(endpoints), "dotenv": dotenv})
-    argv = [sys.executable, "-m", "longshot_dagster.adapters.supervisor", "--home", str(home.root)]
+    # -P: started in somebody's checkout, `-m` would import what lies there, and hand it the keys.
+    argv = [sys.executable, "-P", "-m", "longshot_dagster.adapters.supervisor", "--home", str(home.root)]
     argv += ["--port", str(port), "--detach"]
     (home.root / "stack.json").unlink(missing_ok=True)
     with (home.logs / "stack.log").open("ab") as log:

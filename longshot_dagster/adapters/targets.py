@@ -26,6 +26,7 @@ RESERVED = frozenset({"work", "landed", "fetched", "checkpoint", "green", "backu
 
 _SCHEMES = ("https", "http", "ssh", "git+ssh", "ssh+git", "git")
 _SCP = re.compile(r"(?:[\w.+~-]+@)?[\w.-]*[\w]:(?!//)[^\s]+")
+_SECRET_FIELD = re.compile(r"(?i)(?:token|key|pass(?:word|wd)?|secret|auth|credential|sig(?:nature)?)=")
 _TOKEN = re.compile(r"(?:gh[a-z]_|github_pat_|glpat-|x-access-token|x-token-auth|oauth2)|.{20,}")
 
 
@@ -126,7 +127,8 @@ def _checked_url(url: str) -> str:
         raise WrongUse(f"{display(parts.scheme, 'plain', 20)}:// is not supported; use https, ssh or a path")
     if not host or host.startswith("-") or unquote(host).startswith("-"):
         raise WrongUse("the repository's URL names no host")
-    if password is not None or (parts.scheme in ("http", "https") and _TOKEN.match(user)):
+    named = _SECRET_FIELD.search(parts.query)
+    if password is not None or named or (parts.scheme in ("http", "https") and _TOKEN.match(user)):
         raise WrongUse(
             f"the URL of the repository on {host} carries a password or token; leave it out and use a git credential helper"
         )

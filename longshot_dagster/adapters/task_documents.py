@@ -85,11 +85,14 @@ class TaskDocuments(Documents):
     def forget_work(self, task: str) -> UPath:
         """Set a task's run, handoff and landing aside, so that it is worked on again; returns where they are now.
 
-        Raises WrongUse once it has landed.
+        Raises WrongUse once it has landed, or is about to.
         """
         with self.lock("landing"):
-            if (landing := self.landing(task)) and landing.state is LandingState.LANDED:
+            state = landing.state if (landing := self.landing(task)) else None
+            if state is LandingState.LANDED:
                 raise WrongUse(f"task {task} has landed meanwhile; what has landed is not worked on again")
+            if state is LandingState.QUEUED:  # its lander may just have pushed it
+                raise WrongUse(f"task {task} is about to land; try again once it has, or has not")
             directory = self._path(f"tasks/{check_task_id(task)}")
             number = 1
             while (directory / f"earlier-{number}").exists():

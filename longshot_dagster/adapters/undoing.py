@@ -87,12 +87,14 @@ class Undoing:
         """Put the revert of one landing on the batch's head, unless there is nothing of it left to revert."""
         after = outcome.commits[-1]
         branch = self.request.target.branch
-        if earlier := past.undone_by(outcome.task, after):
-            return self._ended(outcome, f"taken back by {earlier[:12]}", earlier)
         if after not in past.places:
             return self._ended(outcome, f"its commits were not on {branch} any more")
         merger = Merger(self._mirror.git, self._clock.now())
         before = self._before(outcome)
+        if earlier := next(
+            (oid for oid in past.undone_by(outcome.task, after) if _lacks(oid, before, after, merger)), ""
+        ):
+            return self._ended(outcome, f"taken back by {earlier[:12]}", earlier)
         merged = merger.taken_back(batch.head, before, after)
         if isinstance(merged, Conflicted):
             paths = {f.path for f in merged.files}
@@ -164,6 +166,12 @@ class Undoing:
             plans=[p for k in self._ledger.iterations() if (p := self._ledger.plan(k))],
             head=head or report.head,
         )
+
+
+def _lacks(commit: str, before: str, after: str, merger: Merger) -> bool:
+    """Is nothing left in `commit` of the way from `before` to `after`? Its trailer alone could be anybody's."""
+    merged = merger.taken_back(commit, before, after)
+    return isinstance(merged, Clean) and not merger.changed(commit, merged.tree)
 
 
 def _told(batch: Batch) -> Undone:

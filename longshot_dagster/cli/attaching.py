@@ -8,6 +8,7 @@ from longshot_dagster.adapters.home import Home
 from longshot_dagster.adapters.ledger import BuildLedger, Ledger
 from longshot_dagster.cli.dashboard import check_terminal, screen
 from longshot_dagster.cli.following import conclude, interruptible
+from longshot_dagster.cli.naming import newest
 from longshot_dagster.cli.showing import End, Lines, Objects, echo_json, show
 from longshot_dagster.cli.terminal import say
 from longshot_dagster.core.errors import WrongUse
@@ -24,7 +25,8 @@ def watch(build: str | None, dashboard: bool, as_json: bool) -> int:
     if dashboard:
         check_terminal()
     home = settings.home(os.environ, settings.default_dotenv())
-    ledger = Ledger(home.builds).existing(build or _newest(home))
+    builds = Ledger(home.builds)
+    ledger = builds.existing(build or newest(builds))
     try:
         with interruptible():
             end = _show(home, ledger, dashboard, as_json)
@@ -40,13 +42,6 @@ def watch(build: str | None, dashboard: bool, as_json: bool) -> int:
         say(f"{ledger.build} stands still: Longshot is not running; to go on: longshot resume {ledger.build}")
         return EXIT_PAUSED
     return conclude(home, ledger)
-
-
-def _newest(home: Home) -> str:
-    builds = Ledger(home.builds).builds()
-    if not builds:
-        raise WrongUse('no builds yet; longshot "REQUEST" starts one')
-    return builds[-1]
 
 
 def _show(home: Home, ledger: BuildLedger, dashboard: bool, as_json: bool) -> End:

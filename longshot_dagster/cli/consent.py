@@ -4,6 +4,7 @@ import sys
 
 import click
 
+from longshot_dagster.core.display import one_line
 from longshot_dagster.core.errors import WrongUse
 
 
@@ -14,5 +15,5 @@ def consent(question: str, otherwise: str) -> None:
     """
     if not sys.stdin.isatty():
         raise WrongUse(f"{otherwise}: there is no terminal to ask on; --yes does it without asking")
-    if not click.confirm(question, default=False, err=True):
+    if not click.confirm(one_line(question), default=False, err=True):  # it may name a branch of anybody's
         raise WrongUse(otherwise)

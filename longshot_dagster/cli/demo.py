@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -18,11 +19,16 @@ from longshot_dagster.adapters.ui_access import UiAccess
 from longshot_dagster.cli import serving
 from longshot_dagster.cli.building import Order, run
 from longshot_dagster.cli.following import interruptible
-from longshot_dagster.cli.terminal import say, waiting
+from longshot_dagster.cli.terminal import say, say_under, waiting
 from longshot_dagster.core.endpoints import Endpoint, normalise_url
 from longshot_dagster.core.errors import LongshotError, WrongUse
 from longshot_dagster.core.usage import REHEARSAL_MODEL
 from longshot_dagster.testing.demo import Demo, prepare, verify
+
+_INTRODUCTION = (
+    "This is a rehearsal: a script plays the model. Everything else is real: planning rounds, sandboxes, agents, git, "
+    "landing, checks, Dagster."
+)
 
 
 def demo(look: bool) -> int:
@@ -38,8 +44,7 @@ def demo(look: bool) -> int:
     _clear(home)
     _, note = make_provider(resolved.settings, resolved.origins, home)
     example = prepare(home.root / "example")
-    say("This is a rehearsal: a script plays the model. Everything else is real: planning rounds, sandboxes, agents,")
-    say(f"git, landing, checks, Dagster. Sandboxes: {note}")
+    say_under("", f"{_INTRODUCTION} Sandboxes: {note}")
     with interruptible(), _scripted_model(example, home) as endpoint:
         try:
             code = _build(home, example, endpoint, resolved)
@@ -49,9 +54,14 @@ def demo(look: bool) -> int:
                 Gateway(home).stop()
     if code == 0:
         code = _verified(example)
-    say(f"the result: git clone {example.repository}")
-    say("the build in the Dagster UI: longshot demo --look")
+    say(f"the build in the Dagster UI: {_typed()} demo --look")
+    say(f"status, logs, report and undo find it after: export LONGSHOT_HOME={shlex.quote(str(home.root))}")
     return code
+
+
+def _typed() -> str:
+    """How a person gets this command again: after `make demo` it is on no PATH."""
+    return "longshot" if shutil.which("longshot") or Path(sys.argv[0]).name != "longshot" else sys.argv[0]
 
 
 def _build(home: Home, example: Demo, endpoint: Endpoint, resolved: settings.Resolved) -> int:
@@ -79,8 +89,7 @@ def _verified(example: Demo) -> int:
 
 def _look(home: Home) -> int:
     if not home.builds.exists() or not any(home.builds.iterdir()):
-        say("no demo has been built yet; `longshot demo` builds it")
-        return 0
+        raise WrongUse(f"no demo has been built yet; `{_typed()} demo` builds it")
     return serving.up(detach=False, home=home)
 
 
@@ -105,7 +114,7 @@ def _neutral(environ: "os._Environ[str]") -> dict[str, str]:
 
 @contextlib.contextmanager
 def _scripted_model(example: Demo, home: Home) -> Iterator[Endpoint]:
-    argv = [sys.executable, "-m", "longshot_dagster.testing.scripted_model", "--script", str(example.script)]
+    argv = [sys.executable, "-P", "-m", "longshot_dagster.testing.scripted_model", "--script", str(example.script)]
     log = home.logs / "scripted-model.log"
     with log.open("ab") as errors:
         process = subprocess.Popen(

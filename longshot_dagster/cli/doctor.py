@@ -135,7 +135,10 @@ def _masked(name: str, value: str) -> str:
     """`value` without what nobody else may read; LLM_ENDPOINTS holds keys among its addresses."""
     if name in ("LLM_API_KEY", "LLM_ENDPOINTS"):
         return MASK if value else ""
-    return re.sub(r"://[^/\s]*@", f"://{MASK}@", value)
+    if name == "LLM_BASE_URL" and value and not value.startswith(("http://", "https://")):
+        return MASK  # no URL: most likely the key, in the wrong place
+    hidden = re.sub(r"://\S*@", f"://{MASK}@", value)
+    return re.sub(r"(://[^\s?#]*[?#])\S+", rf"\g<1>{MASK}", hidden)
 
 
 def _rows(resolved: Resolved) -> list[Row]:

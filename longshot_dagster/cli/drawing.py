@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from rich.console import Group
+from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
@@ -64,7 +64,7 @@ def _stacked(scene: Scene, width: int, room: int) -> list[Text]:
     lines = [_rule("planners", width), *planners]
     lines += [_rule("at work", width), *working] if working else []
     feed = room - len(lines) - 1
-    return [*lines, _rule("feed", width), *_feed(scene, feed)]
+    return [*lines, _rule("feed", width), *_feed(scene, width, feed)]
 
 
 def _side_by_side(scene: Scene, width: int, room: int) -> list[Text]:
@@ -75,7 +75,7 @@ def _side_by_side(scene: Scene, width: int, room: int) -> list[Text]:
     planners = _planners(scene.planners, room - 1 - working)
     column = [_rule("planners", left), *planners]
     column += [_rule("at work", left), *_working(scene, working - 1)] if working else []
-    feed = [_rule("feed", right), *_feed(scene, room - 1)]
+    feed = [_rule("feed", right), *_feed(scene, right, room - 1)]
     rows = zip(_fit(column, left, room), _fit(feed, right, room), strict=True)
     return [Text.assemble(a, (" │ ", "bright_black"), b) for a, b in rows]
 
@@ -189,13 +189,23 @@ def _working(scene: Scene, room: int) -> list[Text]:
     return lines
 
 
-def _feed(scene: Scene, room: int) -> list[Text]:
-    newest = scene.feed[-room:] if room > 0 else ()
-    return [Text.assemble((f"{at} ", "bright_black"), (one_line(line, 300), _TONES[tone])) for at, line, tone in newest]
+def _feed(scene: Scene, width: int, room: int) -> list[Text]:
+    """The newest last; a long one takes a second line where there is room for both."""
+    console, under, lines = Console(width=width), " " * 9, list[Text]()
+    for at, line, tone in reversed(scene.feed):
+        whole = Text(one_line(line, 300), _TONES[tone])
+        first, *more = whole.wrap(console, max(20, width - len(under)), overflow="ellipsis") or [whole]
+        if len(lines) + 1 + bool(more) > room:
+            first, more = whole, []
+        if len(lines) >= room:
+            break
+        rest = [Text(under).append(" ".join(m.plain.strip() for m in more), _TONES[tone])] if more else []
+        lines = [Text.assemble((f"{at} ", "bright_black"), first), *rest, *lines]
+    return lines
 
 
 def _label(word: str) -> Text:
-    return Text(f"{word:<{_LABEL}}", style="bold").append("", style="not bold")
+    return Text().append(f"{word:<{_LABEL}}", style="bold")
 
 
 def _plain(text: str, limit: int, style: str = "") -> Text:

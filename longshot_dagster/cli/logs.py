@@ -1,4 +1,4 @@
-"""`longshot logs BUILD [--task TASK] [--follow]`: what happened in a build, or what the agent of one task did, in order."""
+"""`longshot logs [BUILD] [--task TASK] [--follow]`: what happened in a build, or what the agent of one task did, in order."""
 
 import contextlib
 import hashlib
@@ -11,7 +11,7 @@ from longshot_dagster.adapters import settings
 from longshot_dagster.adapters.home import Home
 from longshot_dagster.adapters.ledger import BuildLedger, Ledger
 from longshot_dagster.cli.following import interruptible
-from longshot_dagster.cli.naming import build_or_task, named_task
+from longshot_dagster.cli.naming import build_or_task, named_task, newest
 from longshot_dagster.cli.showing import LOOK_SECONDS, Objects, Stream, echo_json, show
 from longshot_dagster.cli.terminal import say
 from longshot_dagster.cli.watching import BuildWatch
@@ -24,11 +24,11 @@ from longshot_dagster.core.transcript import parse, render
 _CHUNK = 4 << 20
 
 
-def logs(build: str, task: str | None, follow: bool, as_json: bool) -> int:
+def logs(build: str | None, task: str | None, follow: bool, as_json: bool) -> int:
     """0, also when the person has seen enough of what is followed. Raises WrongUse."""
     home = settings.home(os.environ, settings.default_dotenv())
     builds = Ledger(home.builds)
-    name, own = build_or_task(builds, build)
+    name, own = build_or_task(builds, build or (task if task and "." in task else newest(builds)))
     ledger = builds.existing(name)
     with interruptible(), contextlib.suppress(KeyboardInterrupt):
         if which := _task_of(builds, name, task, own):

@@ -6,26 +6,11 @@ from collections.abc import Sequence
 
 import click
 
+from longshot_dagster.cli.examples import EPILOG, Exemplified
 from longshot_dagster.core.errors import LongshotError, WrongUse
 from longshot_dagster.version import __version__
 
 # Commands import what they need when they run: `longshot --version` should not pay for a build.
-
-_EPILOG = """\b
-Examples:
-  longshot doctor                                      is everything there that a build needs?
-  longshot "Build a REST API according to SPEC.md" --repo https://git.example/me/api.git
-  longshot "Add a --json flag to every command"        in a checkout: lands on its origin
-  longshot watch --dashboard                           the newest build, as one screen
-  longshot status todo-api-7f3k                        its tasks, and what each waits for
-  longshot resume todo-api-7f3k                        after a pause or Ctrl-C
-  longshot undo todo-api-7f3k.r001-02                  take one task back from main
-
-\b
-Settings: launch field > command line > environment > .env > .longshot.toml of the target > default.
-Exit codes: 0 all landed and checks green, 3 green with leftovers, 4 red, 5 paused, 2 wrong use, 130 interrupted.
-"""
-
 
 _LONGEST_TYPO = 20
 _SECTIONS = {
@@ -39,10 +24,18 @@ _SECTIONS = {
 class _Commands(click.Group):
     """A first word that is no command begins a request."""
 
+    command_class = Exemplified
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if args and args[0] not in self.commands and args[0] not in ("--help", "-h", "--version"):
             args = ["build", *args]
         return super().parse_args(ctx, args)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Options of a build"):
+            params = [p for p in self.commands["build"].params if isinstance(p, click.Option)]
+            formatter.write_dl([r for p in params if (r := p.get_help_record(ctx))])
+        super().format_options(ctx, formatter)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [name for names in _SECTIONS.values() for name in names]
@@ -53,8 +46,15 @@ class _Commands(click.Group):
                 formatter.write_dl([(n, self.commands[n].get_short_help_str(90)) for n in names])
 
 
+class _Build(Exemplified):
+    """Its name is never typed: the request stands in its place."""
+
+    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        formatter.write_usage("longshot", '"REQUEST" [OPTIONS]')
+
+
 _repo = click.option(
-    "--repo", metavar="PATH_OR_URL", help="repository to build in (default: GIT_REPO_URL, else this checkout)"
+    "--repo", metavar="PATH_OR_URL", help="repository (default: GIT_REPO_URL, else the checkout you are in)"
 )
 _land_on = click.option("--land-on", metavar="BRANCH", help="branch that finished work lands on")
 _yes = click.option("--yes", is_flag=True, help="ask nothing")
@@ -63,31 +63,29 @@ _json = click.option("--json", "as_json", is_flag=True, help="for programs")
 
 @click.group(
     cls=_Commands,
-    epilog=_EPILOG,
+    epilog=EPILOG,
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     options_metavar='"REQUEST" [OPTIONS]',
     subcommand_metavar="| COMMAND ...",
 )
 @click.version_option(__version__, prog_name="longshot")
+@click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error; goes anywhere.")
 @click.pass_context
 def cli(ctx: click.Context) -> None:
     """Build what REQUEST says in a git repository, with a fleet of coding agents, watched in Dagster.
 
-    --repo is a URL, a bare repository or a checkout (default: GIT_REPO_URL, else the checkout you are in).
-    --land-on is the branch finished work lands on. --max-workers is MAX_WORKERS for this build. --yes asks nothing.
-    --provider and --harness choose where workers run and which agent they are. --dashboard follows the build on one
-    screen. --reset first sets the branch back to its first commit. --debug shows the traceback of an error.
+    The repository is a URL, a bare repository or a checkout. `longshot COMMAND --help` has more, with examples.
     """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
 
 
-@cli.command(hidden=True)
+@cli.command(hidden=True, cls=_Build)
 @click.argument("words", nargs=-1, metavar='"REQUEST"')
 @_repo
 @_land_on
-@click.option("--max-workers", metavar="N", help="tasks worked on at once (MAX_WORKERS)")
+@click.option("--max-workers", metavar="N", help="tasks worked on at once (MAX_WORKERS); 0 pauses")
 @click.option("--provider", metavar="NAME", help="where workers run (SANDBOX_PROVIDER)")
 @click.option("--harness", metavar="NAME", help="coding agent inside a sandbox (HARNESS)")
 @click.option("--reset", is_flag=True, help="first set the branch back to its first commit; a backup ref is kept")
@@ -152,13 +150,13 @@ def ui(plain: bool) -> int:
 
 
 @cli.command()
-@click.argument("build", required=False)
+@click.argument("name", metavar="[BUILD|TASK]", required=False)
 @_json
-def status(build: str | None, as_json: bool) -> int:
+def status(name: str | None, as_json: bool) -> int:
     """List all builds, or one build's tasks and what they wait for."""
     from longshot_dagster.cli import status as listing
 
-    return listing.status(build, as_json)
+    return listing.status(name, as_json)
 
 
 @cli.command()
@@ -234,25 +232,25 @@ def watch(build: str | None, dashboard: bool, as_json: bool) -> int:
 
 
 @cli.command()
-@click.argument("build")
+@click.argument("name", metavar="[BUILD|TASK]", required=False)
 @click.option("--task", metavar="TASK", help="what the agent of one task did")
 @click.option("--follow", "-f", is_flag=True, help="go on until it ends")
 @click.option("--json", "as_json", is_flag=True, help="one JSON object a line")
-def logs(build: str, task: str | None, follow: bool, as_json: bool) -> int:
-    """What happened in a build, or in one of its tasks, in order."""
+def logs(name: str | None, task: str | None, follow: bool, as_json: bool) -> int:
+    """What happened in a build (default: the newest), or in one of its tasks, in order."""
     from longshot_dagster.cli import logs as telling
 
-    return telling.logs(build, task, follow, as_json)
+    return telling.logs(name, task, follow, as_json)
 
 
 @cli.command()
-@click.argument("build")
+@click.argument("build", required=False)
 @click.option("--html", "form", flag_value="html", help="one self-contained page, with the timeline")
 @click.option("--markdown", "form", flag_value="markdown", help="the same as Markdown")
 @click.option("--json", "form", flag_value="json", help="for programs")
 @click.option("--output", metavar="FILE", help="write it there instead of printing it")
-def report(build: str, form: str | None, output: str | None) -> int:
-    """The last word on a build, or the newest one on a build under way."""
+def report(build: str | None, form: str | None, output: str | None) -> int:
+    """The last word on a build (default: the newest), or how it stands while it is under way."""
     from longshot_dagster.cli import reporting
 
     return reporting.report(build, form, output)
@@ -343,7 +341,7 @@ def run(arguments: Sequence[str]) -> int:
         complain("interrupted")
         return 130
     except click.ClickException as e:
-        complain(f"{e.format_message().rstrip('.')}; longshot --help shows how")
+        complain(f"{e.format_message().rstrip('.')}; {_command_of(e)} --help shows how")
         return WrongUse.exit_code
     except BrokenPipeError:  # `longshot status | head`
         sys.stderr.close()
@@ -353,6 +351,12 @@ def run(arguments: Sequence[str]) -> int:
             _show_traceback()
         complain(f"unexpected {type(e).__name__}: {e}; the whole story is {_written_traceback()}")
         return 1
+
+
+def _command_of(error: click.ClickException) -> str:
+    """`longshot resume`; a request has no command."""
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    return context.command_path if context and context.info_name != "build" else "longshot"
 
 
 def _check_platform() -> None:

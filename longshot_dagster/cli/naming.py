@@ -27,6 +27,14 @@ def build_or_task(builds: Ledger, name: str) -> tuple[str, str | None]:
     return having[0], name
 
 
+def newest(builds: Ledger) -> str:
+    """The build that began last. Raises WrongUse."""
+    known = builds.builds()
+    if not known:
+        raise WrongUse('no builds yet; longshot "REQUEST" starts one')
+    return known[-1]
+
+
 def named_task(builds: Ledger, name: str) -> tuple[str, str]:
     """(build, task) where only a task will do. Raises WrongUse."""
     build, task = build_or_task(builds, name)

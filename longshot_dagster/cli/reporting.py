@@ -1,4 +1,4 @@
-"""`longshot report BUILD`: the last word on a build, or how one stands that has not ended, as text, page or JSON."""
+"""`longshot report [BUILD]`: the last word on a build, or how one stands that has not ended, as text, page or JSON."""
 
 import json
 import os
@@ -9,6 +9,7 @@ import click
 
 from longshot_dagster.adapters import settings
 from longshot_dagster.adapters.ledger import Ledger
+from longshot_dagster.cli.naming import newest
 from longshot_dagster.cli.terminal import say
 from longshot_dagster.core.display import display
 from longshot_dagster.core.errors import WrongUse
@@ -19,10 +20,11 @@ from longshot_dagster.core.report_text import report_lines
 _BY_SUFFIX = {".html": "html", ".htm": "html", ".md": "markdown", ".json": "json"}
 
 
-def report(build: str, form: str | None, output: str | None) -> int:
+def report(build: str | None, form: str | None, output: str | None) -> int:
     """Raises WrongUse for a build that is not here, and for a file that cannot be written."""
     home = settings.home(os.environ, settings.default_dotenv())
-    ledger = Ledger(home.builds).existing(build)
+    builds = Ledger(home.builds)
+    ledger = builds.existing(build or newest(builds))
     from longshot_dagster.adapters.last_word import last_word
 
     word = last_word(ledger, home, time.time())

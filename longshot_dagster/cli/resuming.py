@@ -15,11 +15,21 @@ from longshot_dagster.adapters.ledger import BuildLedger, Ledger
 from longshot_dagster.adapters.ui_access import UiAccess
 from longshot_dagster.cli import serving
 from longshot_dagster.cli.dashboard import check_terminal
-from longshot_dagster.cli.following import PARTITION_TAG, conclude, follow, interruptible, pause, runs_of
+from longshot_dagster.cli.following import (
+    BUILD_TAG,
+    PARTITION_TAG,
+    conclude,
+    follow,
+    interruptible,
+    pause,
+    runs_of,
+)
 from longshot_dagster.cli.terminal import say, waiting
 from longshot_dagster.core.errors import WrongUse
+from longshot_dagster.core.ids import task_partition
 from longshot_dagster.core.lifecycle import BuildView, IterationStatus
 from longshot_dagster.core.models import BuildPhase, BuildRequest, BuildState
+from longshot_dagster.core.steering import orphans
 
 _CANCELING_SECONDS = 30.0
 
@@ -89,7 +99,11 @@ def wake(home: Home, ledger: BuildLedger, api: DagsterApi) -> None:
     dead = [r for r in runs if _is_dead(home, r)]
     busy = {r.tags.get(PARTITION_TAG, "") for r in runs if r not in dead}
     view = ledger.view()
-    # First the attempts, then the reaping: the end of a run of an earlier attempt pauses nothing.
+    # First what is to go on, then the reaping: the end of a run that has a successor pauses nothing.
+    plans = [plan for i in view.iterations if (plan := ledger.plan(i.key))]
+    for partition in (task_partition(ledger.build, t) for t in orphans(view, plans)):
+        if partition not in busy:
+            api.materialize_task(partition, again=False, tags={BUILD_TAG: ledger.build})
     ledger.update_state(lambda s: woken(s, view, busy))
     api.terminate([r.id for r in dead], now=True)
 

@@ -1,5 +1,6 @@
 """`longshot up`, `down` and `ui`: the stack of a home, from a terminal."""
 
+import contextlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,11 +14,14 @@ from longshot_dagster.cli.terminal import say, waiting
 from longshot_dagster.core.endpoints import Endpoint
 from longshot_dagster.core.errors import WrongUse
 
+_STARTING = "starting Dagster's code server, daemon and UI ..."
+
 
 def up(detach: bool, home: Home | None = None) -> int:
     """Serve until Ctrl-C, or in the background; says where when something serves already."""
     dotenv = settings.default_dotenv()
-    # A home that is named here is the demo's, which has no backlog.
+    # A home that is named here is the demo's, which has no backlog, and no model once it is built.
+    looked_at = home is not None
     backlog = settings.backlog({}, None, home) if home else None
     home = home or settings.home(os.environ, dotenv)
     backlog = backlog or backlog_place(home, dotenv, beside=Path.cwd())
@@ -28,7 +32,7 @@ def up(detach: bool, home: Home | None = None) -> int:
         say("Longshot runs already; `longshot down` stops it")
         _say_where(home)(info)
         return 0
-    if not endpoints:
+    if not endpoints and not looked_at:
         say("no model endpoint is configured (LLM_BASE_URL or LLM_ENDPOINTS): builds cannot start until there is one")
     if backlog.folder.is_dir():
         say(f"backlog: {backlog.folder}, at most {backlog.builds} builds at once; `longshot backlog` lists it")
@@ -38,15 +42,22 @@ def up(detach: bool, home: Home | None = None) -> int:
     from longshot_dagster.adapters.supervisor import Supervisor
 
     say("starting Longshot (Ctrl-C stops it) ...")
-    Supervisor(
-        home,
-        port=port,
-        endpoints=endpoints,
-        environ={**os.environ, **backlog.variables},
-        dotenv=settings.inheritable(dotenv),
-        say=say,
-        on_ready=_say_where(home),
-    ).run()
+    with contextlib.ExitStack() as until_ready:
+
+        def ready(info: StackInfo) -> None:
+            until_ready.close()
+            _say_where(home)(info)
+
+        until_ready.enter_context(waiting(_STARTING))
+        Supervisor(
+            home,
+            port=port,
+            endpoints=endpoints,
+            environ={**os.environ, **backlog.variables},
+            dotenv=settings.inheritable(dotenv),
+            say=say,
+            on_ready=ready,
+        ).run()
     say("stopped")
     return 0
 
@@ -60,7 +71,7 @@ def in_background(
     """
     port, inherited = settings.ui_port(os.environ, dotenv), settings.inheritable(dotenv)
     environ = {**os.environ, **(backlog or backlog_place(home, dotenv)).variables}
-    with waiting("starting Dagster's code server, daemon and UI ..."):
+    with waiting(_STARTING):
         return stack.ensure(home, endpoints, port=port, environ=environ, dotenv=inherited, say=say)
 
 

@@ -12,6 +12,7 @@ from longshot_dagster.adapters import settings, stack
 from longshot_dagster.adapters.home import Home
 from longshot_dagster.adapters.ledger import BuildLedger, Ledger
 from longshot_dagster.adapters.shared_main import waits_for
+from longshot_dagster.cli.naming import build_or_task
 from longshot_dagster.cli.terminal import say
 from longshot_dagster.core.display import one_line
 from longshot_dagster.core.errors import LedgerError
@@ -19,14 +20,19 @@ from longshot_dagster.core.landing_records import LandingState
 from longshot_dagster.core.models import BuildPhase
 from longshot_dagster.core.report import duration, headline, waiting_for
 
+_WIDEST, _NARROW, _NARROWEST = 70, 20, 8
+_GAP = "  "
 
-def status(build: str | None, as_json: bool) -> int:
-    """Raises WrongUse for a build that is not here."""
+
+def status(name: str | None, as_json: bool) -> int:
+    """All builds, a build, or of one the task that was named. Raises WrongUse for what is not here."""
     home = settings.home(os.environ, settings.default_dotenv())
-    if build is None:
+    if name is None:
         _show_builds(home, as_json)
     else:
-        _show_build(home, Ledger(home.builds).existing(build), as_json)
+        builds = Ledger(home.builds)
+        build, task = build_or_task(builds, name)
+        _show_build(home, builds.existing(build), task, as_json)
     return 0
 
 
@@ -87,11 +93,11 @@ def _build_row(ledger: BuildLedger) -> dict[str, Any]:
     }
 
 
-def _show_build(home: Home, ledger: BuildLedger, as_json: bool) -> None:
+def _show_build(home: Home, ledger: BuildLedger, task: str | None, as_json: bool) -> None:
     row = _build_row(ledger)
     if row["error"]:
         raise LedgerError(row["error"])
-    tasks = [_task_row(ledger, t, BuildPhase(row["phase"])) for t in ledger.task_ids()]
+    tasks = [_task_row(ledger, t, BuildPhase(row["phase"])) for t in ledger.task_ids() if task in (None, t)]
     report = ledger.report()
     if as_json:
         shown = report.model_dump(mode="json") if report else None
@@ -104,8 +110,11 @@ def _show_build(home: Home, ledger: BuildLedger, as_json: bool) -> None:
     if report:
         say(headline(report))
     if tasks:
-        columns = ("task", "handoff", "landing", "waits for / why", "what")
-        table(columns, [(t["task"], t["handoff"], t["landing"], t["why"], t["description"]) for t in tasks])
+        columns = {"task": "task", "handoff": "handoff", "landing": "landing", "why": "waits for / why"}
+        if not any(t["why"] for t in tasks):
+            del columns["why"]
+        columns["description"] = "what"
+        table(list(columns.values()), [[t[name] for name in columns] for t in tasks])
     if row["phase"] == BuildPhase.RUNNING and (mender := waits_for(home, ledger)):
         say(f"main is red, and build {mender} mends it; this one waits for that")
     if row["phase"] == BuildPhase.PAUSED:
@@ -133,12 +142,21 @@ def _so_far(ledger: BuildLedger, task: str) -> str:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Columns as wide as they need, the last cut at the terminal's width."""
+    """Columns as wide as they need; where the terminal is too narrow, the last gives way, then the widest but the first."""
     import shutil
 
-    shown = [[one_line(cell, 70) for cell in row] for row in [columns, *rows]]
+    shown = [[one_line(cell, _WIDEST) for cell in row] for row in [columns, *rows]]
     widths = [max(len(row[i]) for row in shown) for i in range(len(columns))]
-    limit = shutil.get_terminal_size((120, 24)).columns
+    _shrink(widths, shutil.get_terminal_size((120, 24)).columns - len(_GAP) * (len(columns) - 1))
     for row in shown:
-        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        say(line[:limit])
+        say(_GAP.join(one_line(cell, width).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _shrink(widths: list[int], room: int) -> None:
+    """Never the first: names are there to be copied."""
+    last = len(widths) - 1
+    widest = max(range(1, last), key=widths.__getitem__)
+    for column, least in ((last, _NARROW), (widest, _NARROW), (last, _NARROWEST)):
+        over = sum(widths) - room
+        if over > 0:
+            widths[column] = max(min(widths[column], least), widths[column] - over)

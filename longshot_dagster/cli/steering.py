@@ -30,6 +30,7 @@ from longshot_dagster.core.models import (
 )
 from longshot_dagster.core.report import EXIT_BY_VERDICT, EXIT_INTERRUPTED
 from longshot_dagster.core.steering import landed_well, why_not_cancel, why_not_retry
+from longshot_dagster.core.working import BY_A_PERSON
 
 _HAND_IN_SECONDS = 20.0
 _LOOK_SECONDS = 0.3
@@ -127,6 +128,8 @@ def _await_handoffs(ledger: BuildLedger, tasks: Sequence[str]) -> None:
 
 def _what_becomes_of(ledger: BuildLedger, task: str) -> str:
     handoff = ledger.handoff(task)
+    if handoff is not None and BY_A_PERSON not in handoff.concerns:
+        return f"was handed in as {handoff.status.value} at that very moment; longshot status {ledger.build} shows it"
     if handoff is not None:
         return f"is cancelled, handed in as {handoff.status.value}{_size(handoff)}; nothing of it lands"
     if ledger.state().under_way:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.spinner import Spinner
 
 
+_UNDER = "  "  # before what does not fit on an event's first line
 _SINCE_S = 2  # a wait that is over sooner needs no count
 
 
@@ -33,14 +34,24 @@ def say_under(head: str, text: str) -> None:
         say(head + text)
         return
     import shutil
-    import textwrap
 
     width = max(len(head) + 30, shutil.get_terminal_size().columns)
-    under = " " * len(head)
-    for line in textwrap.wrap(
-        _one_line(text), width, initial_indent=head, subsequent_indent=under, break_on_hyphens=False
-    ):
+    for line in _wrapped(_one_line(text), width, head=head, under=" " * len(head)):
         say(line)
+
+
+def _wrapped(text: str, width: int, *, head: str = "", under: str) -> list[str]:
+    """Broken between words alone, so that a path or a link can still be copied."""
+    import textwrap
+
+    return textwrap.wrap(
+        text,
+        width,
+        initial_indent=head,
+        subsequent_indent=under,
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
 
 
 def complain(line: str) -> None:
@@ -95,7 +106,8 @@ class LiveProgress:
         from rich.text import Text  # 0.1 s, and only a terminal needs it
 
         if self._live:  # Text, not str: nothing in it is markup
-            self._live.console.print(Text(_one_line(text)), soft_wrap=True)
+            for line in _wrapped(_one_line(text), self._live.console.width, under=_UNDER):
+                self._live.console.print(Text(line), soft_wrap=True)
 
     def status(self, text: str) -> None:
         from rich.spinner import Spinner

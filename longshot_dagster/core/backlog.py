@@ -105,8 +105,9 @@ class Entry(Record):
         others = tuple(s for s in self.starts if s.build != start.build)
         return self.model_copy(update={"starts": (*others, start)[-KEPT_STARTS:]})
 
-    def holds(self, contents: str) -> bool:
-        return contents == self.contents or any(contents == s.contents for s in self.starts)
+    def holds(self, contents: str, says: str | None = None) -> bool:
+        """Has it these contents, or did they become a build? `says`: what its file has now, if that can be read."""
+        return contents == self.contents == (says or contents) or any(contents == s.contents for s in self.starts)
 
 
 class Book(Record):
@@ -168,10 +169,11 @@ def recognise(
     """
     entries = book.by_place
     copies: dict[str, str] = {}
+    says = {i.place: i.contents for i in items}  # what an entry says may be what another file says by now
     for item in sorted(items, key=lambda i: (min(written[i.place], now), i.place)):
         here = entries.get(item.place)
         if here is None or here.contents != item.contents:
-            same = [e for e in entries.values() if e.place != item.place and e.holds(item.contents)]
+            same = [e for e in entries.values() if e.place != item.place and e.holds(item.contents, says.get(e.place))]
             moved = next((e for e in same if e.place not in present), None)
             if moved is not None:
                 entries.pop(moved.place)

@@ -8,6 +8,7 @@ import difflib
 import hashlib
 import json
 import re
+import unicodedata
 from collections.abc import Sequence
 
 from pydantic import Field
@@ -144,8 +145,8 @@ def _value(text: str, number: int) -> str:
         value = re.split(r"(?:^|\s)#", text, maxsplit=1)[0].rstrip()
         if value.startswith(_NOT_PLAIN):
             raise WrongUse(f"line {number}: a value is a text on one line; put {one_line(value, 40)} in quotes")
-    if any(ord(c) < 32 or ord(c) == 127 for c in value):
-        raise WrongUse(f"line {number}: a value has no control characters")
+    if any(unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") for c in value):
+        raise WrongUse(f"line {number}: a value has no control or invisible characters")
     return value
 
 

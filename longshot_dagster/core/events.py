@@ -156,7 +156,7 @@ def _landing_line(outcome: LandingOutcome) -> str:
             return f"{outcome.task} queued to land"
         case LandingState.LANDED:
             withheld = f", {len(outcome.withheld_paths)} withheld" if outcome.withheld_paths else ""
-            return f"{outcome.task} landed {len(outcome.landed_paths)} files{withheld}"
+            return f"{outcome.task} landed {_files(len(outcome.landed_paths))}{withheld}"
         case LandingState.SUPERSEDED:
             return f"{outcome.task} superseded by {outcome.superseded_by}"
         case LandingState.NOOP:
@@ -167,7 +167,11 @@ def _landing_line(outcome: LandingOutcome) -> str:
 
 def _size(handoff: Handoff) -> str:
     m = handoff.metrics
-    return f"+{m.lines_added} -{m.lines_removed} in {len(handoff.files_changed)} files"
+    return f"+{m.lines_added} -{m.lines_removed} in {_files(len(handoff.files_changed))}"
+
+
+def _files(number: int) -> str:
+    return f"{number:,} file{'s' if number != 1 else ''}"
 
 
 def _first(text: str) -> str:

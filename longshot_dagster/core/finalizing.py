@@ -9,7 +9,7 @@ from longshot_dagster.core.models import Sweep
 
 @dataclass(frozen=True)
 class WorkLeft:
-    """Draining left something to do (a conflict to fix, a handoff to plan from); finalization comes again after it."""
+    """There is something to do (a conflict to fix, a task tried again meanwhile); finalization comes again after it."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,19 @@ Outcome = WorkLeft | AskForFixes | Report
 
 def work_left(view: BuildView) -> bool:
     """Is there anything to do but finalize?"""
-    return any(not isinstance(step, Finalize) for step in next_steps(view))
+    return _unsettled(view) or any(not isinstance(step, Finalize) for step in next_steps(view))
 
 
 def outcome(view: BuildView, number: int, sweep: Sweep | None) -> Outcome:
     """The end of finalization `number` (from 1), whose sweep is saved in `view`; None: sweeping is switched off."""
+    if _unsettled(view):
+        return WorkLeft()
     if sweep is None or not sweep.red or number > view.finalization_max_attempts:
         return Report()
     answered = any(i.sweep == sweep.number for i in view.iterations if i.key.planner == FIX)
     return Report() if answered else AskForFixes(sweep.number)
+
+
+def _unsettled(view: BuildView) -> bool:
+    """A person may have given a task to a new worker since finalization began."""
+    return any(not task.settled for task in view.tasks)

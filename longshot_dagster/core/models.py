@@ -104,7 +104,7 @@ BUILD_TRANSITIONS: dict[BuildPhase, frozenset[BuildPhase]] = {
 
 class Verdict(StrEnum):
     GREEN = "green"  # everything landed or superseded by what landed, checks green
-    LEFTOVERS = "leftovers"  # checks green, named tasks did not land
+    LEFTOVERS = "leftovers"  # checks not red, but named tasks did not land, or nothing was changed or checked
     RED = "red"
 
 

@@ -29,7 +29,7 @@ def outlook_facts(outlook: Outlook) -> list[tuple[str, str]]:
     network = "no network" if settings.sandbox_network is Network.NONE else "your machine's network"
     kept = "; your files stay as they are" if target.kind is TargetKind.CHECKOUT else ""
     return [
-        ("repository", f"{one_line(target.url, 300)}, {outlook.files:,} files"),
+        ("repository", f"{one_line(target.url, 300)}, {outlook.files:,} file{'s' if outlook.files != 1 else ''}"),
         ("lands on", f"branch {one_line(target.branch, 200)}, from {one_line(target.base_branch, 200)}{kept}"),
         ("workers", f"{settings.max_workers} at once; {outlook.sandboxes}; {network}"),
         ("model", f"{one_line(settings.llm_model, 100)} at {one_line(', '.join(outlook.endpoints), 300)}"),

@@ -59,8 +59,8 @@ def make_report(
     health, reason = _health(sweep, head)
     if health == "red":
         verdict = Verdict.RED
-    elif left or health == "unchecked":
-        verdict = Verdict.LEFTOVERS
+    elif left or health == "unchecked" or LandingState.LANDED not in states:
+        verdict = Verdict.LEFTOVERS  # also when all agents said "done" and none did anything
     else:
         verdict = Verdict.GREEN
     counted = sum(r.tokens_in + r.tokens_out for r in runs) + sum(p.tokens for p in plans)
@@ -179,6 +179,8 @@ def exit_code(state: BuildState, report: BuildReport | None) -> int:
 def headline(report: BuildReport) -> str:
     """The verdict in one plain sentence; never the word green for what was not checked."""
     parts = [f"{report.landed} of {report.tasks} tasks landed"]
+    if not report.landed:
+        parts.append("nothing was changed")
     if report.superseded:
         parts.append(f"{report.superseded} superseded")
     if report.leftovers:
@@ -248,7 +250,7 @@ def waiting_for(task: Task, handoff: Handoff | None, landing: LandingOutcome | N
         stopped = phase in (BuildPhase.PAUSED, BuildPhase.FINISHED)
         if task.delegated:
             return f"its subplanner {'has stopped' if stopped else 'plans its parts'}"
-        return "not handed in; the build is " + phase.value if stopped else "a worker's slot, or its worker is at it"
+        return f"not handed in; {phase.value}" if stopped else "a worker's slot, or its worker is at it"
     if task.delegated and landing is None:
         return ""
     if landing is None or landing.state is LandingState.QUEUED:

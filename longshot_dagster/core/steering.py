@@ -1,8 +1,11 @@
 """What a person may ask of a task or a build that is there already, and why not, in one line."""
 
+from collections.abc import Iterable
+
 from longshot_dagster.core.ids import task_partition
 from longshot_dagster.core.landing_records import LandingOutcome, LandingState
-from longshot_dagster.core.models import BuildPhase, Handoff, HandoffStatus
+from longshot_dagster.core.lifecycle import BuildView, IterationStatus
+from longshot_dagster.core.models import BuildPhase, Handoff, HandoffStatus, Plan
 
 
 def why_not_cancel(
@@ -44,6 +47,8 @@ def why_not_retry(
             return f"{name} was not handed in yet; longshot resume {build} goes on with it"
         return f"{name} was not handed in yet; a worker takes it up by itself"
     if landing is None or landing.state is LandingState.QUEUED:
+        if phase is BuildPhase.FINISHED:  # what was about to land it, or to set it aside, has died
+            return ""
         return f"{name} is about to land; longshot status {build} shows what became of it"
     match landing.state:
         case LandingState.LANDED:
@@ -64,3 +69,10 @@ def landed_well(handoff: Handoff | None, landing: LandingOutcome | None) -> bool
     if landing.state is LandingState.NOOP:
         return handoff.status is HandoffStatus.COMPLETE
     return landing.state in (LandingState.LANDED, LandingState.SUPERSEDED)
+
+
+def orphans(view: BuildView, plans: Iterable[Plan]) -> tuple[str, ...]:
+    """Tasks that are not settled though their iteration is done: unless a retry of them runs, nothing ever settles them."""
+    unsettled = {t.id for t in view.tasks if not t.settled}
+    done = {i.key.short for i in view.iterations if i.status is IterationStatus.DONE}
+    return tuple(t.id for plan in plans if plan.iteration in done for t in plan.dispatched if t.id in unsettled)

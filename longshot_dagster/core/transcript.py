@@ -4,6 +4,7 @@ The transcript was written inside a sandbox: any line may be anything, and none 
 """
 
 import json
+import math
 from typing import Any
 
 from longshot_dagster.core.display import display, one_line
@@ -19,7 +20,7 @@ _MAX_LINE = 1 << 20
 def parse(line: bytes) -> dict[str, Any]:
     """One JSON line of a transcript; what is not one becomes a `note`."""
     try:
-        found = json.loads(line[:_MAX_LINE])
+        found = json.loads(line[:_MAX_LINE], parse_constant=_no_number, parse_float=_number)
     except (ValueError, RecursionError):
         return {"type": "note", "text": f"unreadable line of {len(line):,} bytes: {one_line(_decoded(line[:200]))}"}
     return found if isinstance(found, dict) else {"type": "note", "text": one_line(found)}
@@ -59,6 +60,15 @@ def render(event: dict[str, Any]) -> list[str]:
             lines = [f"{one_line(kind, 40) or 'event'} {_arguments(rest)}"]
     at = _clock(event.get("at"))
     return [f"{at if i == 0 else ' ' * len(at)}  {line}" for i, line in enumerate(lines)]
+
+
+def _no_number(word: str) -> None:
+    """NaN and infinities: Python reads and writes them, though no JSON has them."""
+
+
+def _number(text: str) -> float | None:
+    number = float(text)
+    return number if math.isfinite(number) else None
 
 
 def _clock(at: object) -> str:

@@ -69,6 +69,8 @@ def deed(handoff: Handoff | None, landing: LandingOutcome | None, again: bool) -
     if handoff is None:
         return "work"
     state = landing.state if landing else None
+    if state is LandingState.QUEUED:  # it may be on the branch already, which only its lander finds out
+        return "land"
     if state in (LandingState.LANDED, LandingState.SUPERSEDED) or (state is LandingState.UNDONE and not again):
         return "report"
     if state is LandingState.NOOP:  # an empty diff is no answer from a worker that says it failed
@@ -98,7 +100,7 @@ def redo(
             raise
     else:
         requeue(tools, task_id)
-        ledger.reopen()
+    ledger.reopen()  # again after work: whatever was finalizing the build may have ended it meanwhile
     try:
         return task, tools.landing.land(task)
     except LongshotError as e:

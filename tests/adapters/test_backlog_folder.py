@@ -136,7 +136,12 @@ MALFORMED = [
         "repository: https://me:sk-secret@git.example/r.git",
         "the URL of the repository on git.example carries a password",
     ),
+    ("repository: https://git.example/r.git?private_token=sk-secret", "on git.example carries a password or token"),
     ("repository: 'ext::sh -c id'", "names a git transport that runs programs"),
+    ("repository: ~nobody-of-this-name/r", "repository: ~nobody-of-this-name/r is no path: Could not determine home"),
+    (f"repository: ./{'a' * 300}", "is no path: File name too long"),
+    ("repository: ./circle", "repository: ./circle is no path: Symlink loop"),
+    ("settings:\n  sandbox_i\u017folation: none", "sandbox_i\u017folation is not a setting"),
     ("cron: every day", "cron: every day is not a schedule: it has five fields"),
     ("settings:\n  MAX_WORKERS: lots", "MAX_WORKERS=lots is not a whole number; give 0 to 1000"),
     ("settings:\n  MAX_WORKER: 1", "MAX_WORKER is not a setting; did you mean MAX_WORKERS?"),
@@ -152,6 +157,7 @@ MALFORMED = [
 def test_a_malformed_item_is_one_line_without_its_secrets_and_the_others_are_built(
     place: Place, front: str, line: str
 ) -> None:
+    (place.folder / "circle").symlink_to("circle")
     (place.folder / "bad.md").write_text(f"---\n{front}\n---\nBuild it\n", encoding="utf-8")
     place.write("good", settings="\n  MAX_TOKENS_PER_BUILD: 999")
     assert [a.item for a in place.settled()] == ["good.md"]

@@ -10,7 +10,7 @@ from repositories import World, bare, commit_on, files_at, git
 
 from longshot_dagster.adapters import build_refs, cleaning, leases
 from longshot_dagster.adapters.cleaning import Cleaning
-from longshot_dagster.adapters.dagster_api import ActiveRun, ApiUnavailable
+from longshot_dagster.adapters.dagster_api import ACTIVE, ActiveRun, ApiUnavailable
 from longshot_dagster.adapters.home import Home
 from longshot_dagster.adapters.ledger import Ledger
 from longshot_dagster.adapters.leftovers import Leftovers
@@ -48,7 +48,7 @@ class ScriptedDagster:
         return iter(list(self.runs))
 
     def active(self) -> list[ActiveRun]:
-        return [r for r in self.runs if r.status == "STARTED"]
+        return [r for r in self.runs if r.status in ACTIVE]
 
     def delete_run(self, run_id: str) -> None:
         self.runs = [r for r in self.runs if r.id != run_id]
@@ -180,6 +180,24 @@ def test_a_checkouts_result_stays_unless_it_is_merged(tmp_path, merged):
     assert (work / "a.py").read_text() == "dirty\n"
 
 
+def test_a_merged_result_that_somebody_has_committed_to_since_it_was_looked_at_stays(tmp_path):
+    git(tmp_path, "clone", "-q", str(bare(tmp_path / "origin.git", {"a.py": "1\n"})), "work")
+    work = tmp_path / "work"
+    git(work, "remote", "remove", "origin")
+    world = World(tmp_path, work, repository=str(work), build=OLD)
+    landed(world)
+    finish(world)
+    result = f"refs/heads/longshot/{OLD}"
+    git(work, "update-ref", "refs/heads/main", result)
+    found = Cleaning(world.home, Clock(40), None)
+    (removal,) = found.due(30)
+    theirs = git(work, "commit-tree", f"{result}^{{tree}}", "-p", result, "-m", "mine")
+    git(work, "update-ref", result, theirs)
+    outcome = found.take_away(removal)
+    assert git(work, "rev-parse", result) == theirs
+    assert outcome.notes[0].startswith(f"branch longshot/{OLD} stays in {work}")
+
+
 def test_a_merged_result_that_is_checked_out_stays(tmp_path):
     git(tmp_path, "clone", "-q", str(bare(tmp_path / "origin.git", {"a.py": "1\n"})), "work")
     work = tmp_path / "work"
@@ -276,6 +294,21 @@ def test_dagsters_runs_logs_and_partitions_go_once_it_answers(world):
     assert left == ["io", "io/other", "other", "other.db", "other.db-wal", "other/compute_logs"]
     assert api.forgotten == {"tasks": [f"{OLD}.r001-01"], "iterations": [f"{OLD}.root.001"], "builds": [OLD]}
     assert list(world.home.leaving.iterdir()) == []
+
+
+@pytest.mark.parametrize("status", ["QUEUED", "STARTED", "CANCELING"])
+def test_a_build_of_which_a_run_has_not_ended_is_kept(world, status):
+    """A retry that waits for a slot: its build is finished until that begins."""
+    finish(world)
+    before = refs(world.origin)
+    retry = ActiveRun("retry", status, "__ASSET_JOB", {"longshot/build": OLD, "dagster/partition": f"{OLD}.r001-01"})
+    api = ScriptedDagster([retry])
+    (outcome,) = clean(world.home, api=api)
+    assert outcome.notes == ["kept: a run of it has not ended"]
+    assert refs(world.origin) == before and Ledger(world.home.builds).builds() == [OLD]
+    api.runs = []
+    clean(world.home, api=api)
+    assert Ledger(world.home.builds).builds() == []
 
 
 # --- what belongs to nobody ------------------------------------------------------------------------------------------

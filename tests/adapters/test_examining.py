@@ -165,6 +165,29 @@ class TestEndpoints:
             assert bool(finding.remedy) is (standing is TO_DO)
             assert KEY not in finding.what + finding.remedy
 
+    def test_a_checkout_full_of_modules_gets_neither_keys_nor_a_say(
+        self, home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name in ("argparse.py", "aiohttp.py", "longshot_dagster/__init__.py"):
+            (tmp_path / "checkout" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "checkout" / name).write_text(f"open({str(tmp_path / 'stolen')!r}, 'w').close()\n")
+        monkeypatch.chdir(tmp_path / "checkout")
+        with serving(lambda request, number: says("ok"), ["nice"]) as model:
+            endpoint = Endpoint(name="e", url=f"{model.url}/v1", api_key=SecretStr(KEY))
+            (found,) = examine_endpoints(home, [endpoint], "nice")
+        assert found.standing is OK
+        assert not (tmp_path / "stolen").exists()
+
+    def test_half_a_key_and_one_among_the_models_are_not_shown_either(self, home: Home) -> None:
+        def page(request: dict[str, object], number: int) -> Reply:
+            return Reply(404, f"<p>{'x' * (397 - len(KEY) // 2)}{KEY}".encode())
+
+        with serving(page, [f"model-of-{KEY}"]) as model:
+            endpoint = Endpoint(name="e", url=f"{model.url}/v1", api_key=SecretStr(KEY))
+            (found,) = examine_endpoints(home, [endpoint], "nice")
+        assert "it lists model-of-[key]" in found.what
+        assert KEY[: len(KEY) // 2] not in found.what + found.remedy
+
     def test_none_is_configured(self, home: Home) -> None:
         (found,) = examine_endpoints(home, (), "nice")
         assert (found.standing, found.what) == (TO_DO, "no model endpoint is configured")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from longshot_dagster.adapters.gateway_client import Gateway
 from longshot_dagster.adapters.home import Home
 from longshot_dagster.adapters.ui_access import UiAccess
 from longshot_dagster.core.errors import WrongUse
@@ -57,6 +58,15 @@ def test_a_link_planted_where_the_sockets_go_is_not_followed(short: Path) -> Non
     place.symlink_to(short / "elsewhere")
     with pytest.raises(WrongUse, match="somebody else"):
         _ = home.runtime
+
+
+def test_asking_for_a_gateway_that_does_not_run_leaves_no_folder(short: Path) -> None:
+    home = Home(short / "home")
+    assert not Gateway(home).alive()
+    assert not home.has_runtime
+    place = home.runtime
+    assert home.has_runtime
+    place.rmdir()
 
 
 def test_the_folder_of_sockets_goes_when_nothing_is_served_there(short: Path) -> None:

@@ -1,10 +1,15 @@
 """What the ledger keeps of work that was interrupted, cancelled, set aside or begun anew."""
 
+import shutil
 from pathlib import Path
+
+import pytest
 
 from longshot_dagster.adapters.exclusive import claim
 from longshot_dagster.adapters.ledger import BuildLedger, Ledger
+from longshot_dagster.core.errors import WrongUse
 from longshot_dagster.core.ids import IterationKey
+from longshot_dagster.core.landing_records import LandingOutcome, LandingState
 from longshot_dagster.core.models import (
     BuildPhase,
     BuildReport,
@@ -121,6 +126,35 @@ def test_a_build_whose_reopening_was_cut_short_is_reopened(tmp_path: Path) -> No
     (tmp_path / BUILD / "report.json").rename(tmp_path / BUILD / "earlier-report-1.json")  # and then it was killed
     ledger.reopen()
     assert ledger.state().phase is BuildPhase.RUNNING
+
+
+def test_a_report_whose_build_was_paused_before_it_had_finished_is_put_aside_too(tmp_path: Path) -> None:
+    ledger = new_build(tmp_path)
+    finish(ledger)
+    report = ledger.report()
+    assert report is not None
+    paused = new_build(tmp_path / "other")
+    paused.save_report(report)  # and then its process died, and the build was paused
+    paused.update_state(lambda s: s.paused("its run was lost"))
+    paused.reopen()
+    assert (paused.report(), paused.state().phase) == (None, BuildPhase.PAUSED)
+
+
+def test_a_build_that_was_cleaned_away_is_not_reopened(tmp_path: Path) -> None:
+    ledger = new_build(tmp_path)
+    shutil.rmtree(tmp_path / BUILD)
+    with pytest.raises(WrongUse, match="cleaned it away"):
+        ledger.reopen()
+    assert not (tmp_path / BUILD / "state.json").exists()
+
+
+def test_what_is_about_to_land_is_not_set_aside(tmp_path: Path) -> None:
+    ledger = new_build(tmp_path)
+    ledger.save_handoff(PARTIAL)
+    ledger.save_landing(LandingOutcome(task=TASK, state=LandingState.QUEUED))
+    with pytest.raises(WrongUse, match="about to land"):
+        ledger.forget_work(TASK)
+    assert ledger.handoff(TASK) == PARTIAL
 
 
 def test_whoever_is_at_a_task_is_seen_from_outside(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Folders of the host that agents may read: those, nothing beside them, and nothing through them."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -81,6 +82,19 @@ def test_neither_the_persons_home_nor_longshots_own_can_be_shown(
         with pytest.raises(WrongUse, match="would show agents your home folder or Longshot's own"):
             make_provider(Settings(sandbox_readable=str(tmp_path / folder)), {}, home)
     make_provider(Settings(sandbox_readable=str(tmp_path / "person/project/.venv")), {}, home)
+
+
+@pytest.mark.parametrize("place", ["/etc", "/run", "/proc/self", "{tmp}", "{tmp}/longshot-{uid}-0123456789"])
+def test_a_link_to_what_no_setting_may_name_is_refused_as_that_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    temporary = tmp_path / "tmp"
+    (temporary / f"longshot-{os.getuid()}-0123456789").mkdir(parents=True)
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    (tmp_path / "link").symlink_to(place.format(tmp="/tmp" if place == "{tmp}" else temporary, uid=os.getuid()))
+    with pytest.raises(WrongUse, match=f"SANDBOX_READABLE={tmp_path}/link (leads to /|would show agents)") as refused:
+        make_provider(Settings(sandbox_readable=str(tmp_path / "link")), {}, Home(tmp_path / "home"))
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ class At:
 def origin(tmp_path: Path) -> Path:
     repository = bare(tmp_path / "origin.git", {"a": "1\n"})
     commit_on(repository, "main", {"a": "2\n"}, "Two")
-    commit_on(repository, "main", {"a": "3\n"}, "Three \x1b[31mred")
+    commit_on(repository, "main", {"a": "3\n"}, "Three \x1b[31mred\u2028by nobody")
     return repository
 
 
@@ -64,7 +64,7 @@ def test_a_branch_goes_back_to_its_first_commit_and_a_backup_keeps_the_rest(tmp_
         f"main of {origin} would go back to its first commit {first[:12]}",
         "that takes 2 commits from it, by A Worker; the newest:",
     ]
-    assert [line.split(" A Worker: ")[1] for line in lines[2:]] == ["Three \ufffd[31mred", "Two"]
+    assert [line.split(" A Worker: ")[1] for line in lines[2:]] == ["Three \ufffd[31mredby nobody", "Two"]
     assert one.carry_out(loss) == KEPT
     assert (git(origin, "rev-parse", "main"), git(origin, "rev-parse", KEPT)) == (first, head)
     assert resetting(tmp_path, origin).loss() is None, "a second reset has nothing to do"

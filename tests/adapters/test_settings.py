@@ -1,5 +1,6 @@
 """Where settings come from: precedence, honest origins, and one line for every mistake."""
 
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,22 @@ def test_a_broken_toml_is_refused(tmp_path: Path) -> None:
 )
 def test_names_of_other_programs_in_the_environment_are_left_alone(tmp_path: Path, name: str) -> None:
     assert resolved(tmp_path, env={name: "x"}) == Resolved(Settings(), {})
+
+
+@pytest.mark.parametrize(
+    "line", ["SANDBOX_ISOLATION=none", "LONGSHOT_HOME=here", "LLM_BASE_URL=https://a.example", "CHECK_TEST=${PATH}"]
+)
+def test_a_dotenv_that_came_with_a_repository_decides_no_more_than_the_repository(tmp_path: Path, line: str) -> None:
+    dotenv = tmp_path / ".env"
+    dotenv.write_text(f"MAX_WORKERS=4\n{line}\n", encoding="utf-8")
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    assert settings.resolve({}, {}, {}, dotenv, None).settings.max_workers == 4
+    dotenv.write_text(f"MAX_WORKERS=5\n{line}\n", encoding="utf-8")
+    subprocess.run(["git", "-C", tmp_path, "add", ".env"], check=True)
+    with pytest.raises(WrongUse, match="is not for a repository to decide, and git tracks this file"):
+        settings.resolve({}, {}, {}, dotenv, None)
+    dotenv.write_text("MAX_WORKERS=6\n", encoding="utf-8")
+    assert settings.resolve({}, {}, {}, dotenv, None).settings.max_workers == 6
 
 
 def test_a_dotenv_may_hold_the_rest_of_an_application(tmp_path: Path) -> None:

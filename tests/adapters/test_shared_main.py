@@ -11,6 +11,7 @@ from longshot_dagster.adapters.ledger import BuildLedger, Ledger
 from longshot_dagster.adapters.shared_main import SharedMain, view_beside_others, waits_for
 from longshot_dagster.core.errors import Cancelled
 from longshot_dagster.core.ids import IterationKey
+from longshot_dagster.core.lifecycle import fixable_sweep, waits_for_mending
 from longshot_dagster.core.models import (
     BuildPhase,
     BuildRequest,
@@ -151,6 +152,19 @@ def test_a_red_sweep_gives_way_to_a_newer_one_of_the_mender(home):
     assert (seen.mended_by, seen.sweep.number, seen.sweep.red, seen.sweep.head) == ("", 3, False, "d" * 40)
     assert b.sweeps()[-1].made_by == A
     assert view_beside_others(home, b) == replace(seen, mended_by="")
+
+
+@pytest.mark.parametrize("mender", [True, False])
+def test_anothers_newer_red_sweep_takes_no_final_one_its_answer(home, mender):
+    """It would be no final one of this build: each would cost a finalization, and none be mended."""
+    a, b = begun(home, A), begun(home, B)
+    b.add_sweep(sweep("c", CheckStatus.RED, at=10.0))
+    b.update_state(lambda s: s.model_copy(update={"attempts": {"red-final.1": 1}}))
+    if mender:
+        shared(home, a).claim_mending(a, FIX_A)
+    shared(home, a).publish(sweep("d", CheckStatus.RED, at=20.0))
+    view = view_beside_others(home, b)
+    assert (fixable_sweep(view), waits_for_mending(view)) == ((None, True) if mender else (1, False))
 
 
 def test_whom_a_build_waits_for_is_told_and_nothing_is_changed_by_asking(home):

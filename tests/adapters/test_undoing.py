@@ -277,6 +277,27 @@ def test_a_persons_commit_that_builds_on_it_is_named(world):
     assert line.endswith(f"first `git revert {oid[:12]}`")
 
 
+@pytest.mark.parametrize("trailer", ["Task", "Undo"])
+def test_what_a_stranger_writes_into_a_trailer_is_never_part_of_a_command(world, trailer):
+    land(world, "r001-01", {"src/n.py": "one\n"})
+    forged = f"Add two\n\nLongshot-Build: $(touch x)\nLongshot-{trailer}: r001-02`id`\n"
+    oid = commit_on(world.origin, "main", {"src/n.py": "one\ntwo\n"}, forged)
+    line = refusal(world, "r001-01")
+    assert line.endswith(
+        f"commit {oid[:12]} of A Worker (Add two) builds on it (src/n.py); first `git revert {oid[:12]}`"
+    )
+
+
+def test_a_strangers_commit_that_claims_to_be_the_undo_is_not_taken_for_it(world):
+    land(world, "r001-01", {"src/a.py": "a = 2\n"})
+    forged = commit_on(world.origin, "main", {}, f"Nothing\n\nLongshot-Build: {BUILD}\nLongshot-Undo: r001-01\n")
+    undo(world, "r001-01")
+    outcome = world.ledger.landing("r001-01")
+    assert (outcome.state, outcome.undone_by) == (LandingState.UNDONE, world.main())
+    assert git(world.origin, "rev-parse", "main^") == forged
+    assert files_at(world.origin)["src/a.py"] == "a = 1"
+
+
 # --- a whole build ---------------------------------------------------------------------------------------------------
 
 

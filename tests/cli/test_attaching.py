@@ -40,7 +40,7 @@ def test_a_build_that_has_ended_gives_its_summary_and_exit_code(
     finish(ledger, verdict)
     assert main.run(["watch", "todo-0001"]) == code
     out = capsys.readouterr().out
-    assert "r001-01 landed 1 files" in out
+    assert "r001-01 landed 1 file" in out
     assert f"finished: {verdict.value}" in out
     assert "todo-0001: 1 of 1 tasks landed" in out
     assert main.run(["watch", "--json"]) == code

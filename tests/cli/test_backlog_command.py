@@ -49,7 +49,7 @@ def test_the_list_says_how_each_item_stands_and_what_is_wrong_with_one(
     assert table["nightly.md"][3].startswith("next 20") and table["nightly.md"][3].endswith("-01-01 00:00 UTC")
     assert table["off.md"][1:] == ["5", "off", "enabled is false"]
     assert table["done.md"][2:] == ["done", "done-1234  edited since; a new file makes a new build"]
-    assert lines[8] == "bad.md: line 2: a value has no control characters"
+    assert lines[8] == "bad.md: line 2: a value has no control or invisible characters"
     assert "\x1b" not in said
 
 

@@ -55,9 +55,10 @@ def longshot(
         (["do it", "--repo", "https://u:pw@git.example/x"], {}, "the URL of the repository on git.example carries a"),
         (["do it", "--nope"], {}, "No such option '--nope'; longshot --help shows how"),
         (["status", "nope"], {}, "no build 'nope' here (newest: none yet); `longshot status` lists them all"),
-        (["status", "No/../pe"], {}, "'No/../pe' is not a build name"),
+        (["status", "No/../pe"], {}, "'No/' is not a build name"),
         (["resume", "nope"], {}, "no build 'nope' here"),
-        (["resume"], {}, "Missing argument 'BUILD'; longshot --help shows how"),
+        (["resume"], {}, "Missing argument 'BUILD'; longshot resume --help shows how"),
+        (["demo", "--look"], {}, "no demo has been built yet; `longshot demo` builds it"),
         (["ui"], {}, "Longshot is not running; `longshot up` starts it"),
         (["up"], {"LONGSHOT_UI_PORT": "x"}, "LONGSHOT_UI_PORT=x is not a port"),
         (["up"], {"FINALIZATION_MAX_ATEMPTS": "1"}, "FINALIZATION_MAX_ATEMPTS (environment) is not a setting; did you"),
@@ -108,6 +109,18 @@ def test_version_and_help_need_no_home(tmp_path: Path) -> None:
     assert "Examples:" in help_.stdout
     assert "Exit codes:" in help_.stdout
     assert not (tmp_path / "home").exists()
+
+
+@pytest.mark.parametrize("name", ["", "request", *sorted(set(main.cli.commands) - {"build"})])
+def test_help_fits_80_columns_and_every_command_that_takes_something_has_examples(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main.run([*([name] if name else []), "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if len(line) > 80] == []
+    assert any(line.strip() == "Examples:" for line in lines) or name in ("down", "backlog")
+    assert ("Options of a build:" in lines) == (not name)
 
 
 def test_an_unexpected_error_is_one_line_and_a_file(tmp_path: Path) -> None:

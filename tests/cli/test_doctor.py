@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from longshot_dagster.cli import main
+from longshot_dagster.cli.doctor import _masked
 from longshot_dagster.core.usage import REHEARSAL_MODEL
 from longshot_dagster.testing.script import Script
 from longshot_dagster.testing.scripted_model import ScriptedModel
@@ -86,6 +87,20 @@ def test_what_is_wrong_is_said_with_what_to_do_and_the_rest_is_looked_at(
     assert any(line.startswith("  ok     git ") for line in lines)
     assert any("not looked at before the settings are right" in line for line in lines)
     assert lines[-1] == "3 things to do"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "shown"),
+    [
+        ("LLM_BASE_URL", SECRET, "********"),
+        ("LLM_BASE_URL", f"https://llm.example/v1?api-key={SECRET}", "https://llm.example/v1?********"),
+        ("LLM_BASE_URL", f"https://me:a/{SECRET}@llm.example/v1", "https://********@llm.example/v1"),
+        ("GIT_REPO_URL", f"https://h.example/r.git?private_token={SECRET}", "https://h.example/r.git?********"),
+        ("GIT_REPO_URL", f"https://me:{SECRET}@h.example/r.git", "https://********@h.example/r.git"),
+    ],
+)
+def test_a_key_in_the_wrong_place_is_not_shown(name: str, value: str, shown: str) -> None:
+    assert _masked(name, value) == shown
 
 
 def test_a_dotenv_that_cannot_be_read_is_one_finding(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

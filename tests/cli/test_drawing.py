@@ -3,6 +3,7 @@
 import os
 import sys
 import unicodedata
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from longshot_dagster.cli.dashboard import Screen, Slots
 from longshot_dagster.cli.drawing import draw
 from longshot_dagster.cli.watching import BuildWatch
 from longshot_dagster.core.dashboard import Occupancy, Scene
+from longshot_dagster.core.ids import ROOT
 from longshot_dagster.core.models import BuildPhase
 
 
@@ -73,6 +75,16 @@ def test_160_by_50_stands_side_by_side(tmp_path: Path) -> None:
     assert "─ planners ─" in lines[6] and "─ feed ─" in lines[6]
     assert all(" │" in line for line in lines[6:49])
     assert any(line.startswith("r001-09-001-01  Task 1 of r001-09.001") for line in lines)
+
+
+def test_a_long_line_of_the_feed_takes_a_second_one_beneath_its_text(tmp_path: Path) -> None:
+    ledger = a_build(tmp_path)
+    [task] = plan(ledger, ROOT, 1, 1)
+    hand_off(ledger, task.id, 1100.0)
+    scene = replace(scene_of(ledger, tmp_path), feed=(("12:00:00", "word " * 20, "plain"), ("12:00:01", "end", "good")))
+    lines = drawn(scene, 80, 24)
+    at = lines.index("12:00:00 " + " ".join(["word"] * 14))
+    assert lines[at + 1 : at + 3] == [" " * 9 + " ".join(["word"] * 6), "12:00:01 end"]
 
 
 @pytest.mark.parametrize(("width", "height"), [(40, 12), (79, 13), (119, 30), (120, 16), (300, 90), (39, 11), (10, 3)])

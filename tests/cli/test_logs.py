@@ -45,12 +45,24 @@ def test_a_build_is_told_from_its_documents_in_order_of_time(home: Path, capsys:
         "todo-0001 started on main of /srv/t.git: Build a todo API [/bold]\ufffd[2J\ufffd 日本語",
         "root.001 planned 2 tasks",
         "r001-01 began from aaaaaaaaaaaa (builtin, local)",
-        "r001-01 handed off complete, +3 -1 in 1 files: done [/bold]\ufffd[2J\ufffd 日本語",
+        "r001-01 handed off complete, +3 -1 in 1 file: done [/bold]\ufffd[2J\ufffd 日本語",
         "r001-01 queued to land",
         "r001-01 conflict",
         "r001-01 superseded by r002-01",
         "sweep 1 RED: test",
     ]
+
+
+def test_without_a_build_the_newest_is_told_and_a_task_may_name_its_own(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.run(["logs"]) == 2
+    assert 'no builds yet; longshot "REQUEST" starts one' in capsys.readouterr().err
+    ledger = a_build(home)
+    [task] = plan(ledger, ROOT, 1, 1)
+    assert told(capsys) == told(capsys, "todo-0001")
+    assert told(capsys, "--task", f"todo-0001.{task.id}") == told(capsys, f"todo-0001.{task.id}")
+    assert told(capsys, "--task", task.id) == told(capsys, f"todo-0001.{task.id}")
 
 
 def test_pauses_failures_and_work_done_again_are_part_of_the_story(

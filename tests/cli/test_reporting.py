@@ -31,6 +31,7 @@ def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 
 def test_without_a_form_it_is_the_summary_with_what_to_do_next(told) -> None:
     code, out, _ = told(BUILD)
+    assert told()[:2] == (code, out), "the newest is meant"
     lines = out.splitlines()
     assert code == 0
     assert lines[0] == f"{BUILD}: 4 of 7 tasks landed, 1 superseded, 1 left over, checks green"

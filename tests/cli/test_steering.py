@@ -8,8 +8,9 @@ import pytest
 from told import OID, a_build, own_home
 
 from longshot_dagster.adapters.dagster_api import ActiveRun, DagsterApi
+from longshot_dagster.adapters.home import Home
 from longshot_dagster.adapters.ledger import BuildLedger
-from longshot_dagster.cli import following, steering
+from longshot_dagster.cli import following, resuming, steering
 from longshot_dagster.cli.main import run
 from longshot_dagster.core.errors import LongshotError
 from longshot_dagster.core.ids import IterationKey
@@ -94,6 +95,18 @@ def test_a_task_is_marked_and_handed_in_by_whoever_comes_to_it(ledger, capsys):
     ledger.update_state(lambda s: s.paused("lunch"))
     assert run(["cancel", f"{BUILD}.{TWO}"]) == 0
     assert capsys.readouterr().out == f"{TWO} is cancelled; longshot resume {BUILD} hands it in without working on it\n"
+
+
+def test_a_task_that_is_handed_in_while_it_is_being_cancelled_is_not_said_to_be_cancelled(ledger, capsys, monkeypatch):
+    request = BuildLedger.request_cancel
+
+    def too_late(self: BuildLedger, name: str, at: float) -> None:
+        hand_in(ledger, name, HandoffStatus.COMPLETE, LandingState.LANDED)
+        request(self, name, at)
+
+    monkeypatch.setattr(BuildLedger, "request_cancel", too_late)
+    assert run(["cancel", TWO]) == 0
+    assert capsys.readouterr().out.startswith(f"{TWO} was handed in as complete at that very moment")
 
 
 def test_a_subplanners_task_is_cancelled_in_its_parts(ledger, capsys):
@@ -261,6 +274,23 @@ def test_a_task_whose_iteration_ended_without_it_may_be_tried_again(ledger, caps
 
 
 # --- continue --------------------------------------------------------------------------------------------------------
+
+
+def test_a_task_whose_retry_was_killed_is_taken_up_again_with_its_build(ledger, tmp_path):
+    class Resumed(Runs):
+        def materialize_task(self, partition: str, *, again: bool, tags: Mapping[str, str]) -> str:
+            asked.append((partition, again, tags))
+            return "run-1"
+
+    asked: list[tuple[str, bool, Mapping[str, str]]] = []
+    ledger.update_state(lambda s: s.paused("lunch"))
+    resuming.wake(Home(tmp_path / "home"), ledger, Resumed())
+    assert asked == [] and ledger.state().attempts["root.001"] == 2  # its iteration does it
+    ledger.save_metrics(IterationKey(BUILD, "root", 1), MetricsSnapshot(iteration="root.001"))
+    for runs in (Resumed(f"{BUILD}.{TWO}"), Resumed()):
+        ledger.update_state(lambda s: s.paused("lunch"))
+        resuming.wake(Home(tmp_path / "home"), ledger, runs)
+    assert asked == [(f"{BUILD}.{TWO}", False, {"longshot/build": BUILD})]
 
 
 def test_a_finished_build_is_shown_and_nothing_goes_on(ledger, tmp_path, capsys):

@@ -117,6 +117,16 @@ def test_a_reset_shows_the_loss_asks_and_says_how_to_restore_it(world, terminal,
     assert lines[7].startswith(f"to restore it: git --git-dir={world.origin} update-ref refs/heads/main {backup} ")
 
 
+def test_a_branch_that_steers_a_terminal_does_not_reach_it_by_way_of_the_question(world, terminal, capsys):
+    branch = "main\u202e\u009b2J"
+    git(world.origin, "update-ref", f"refs/heads/{branch}", "main")
+    os.write(terminal, b"n\n")
+    assert run(["reset", "--repo", str(world.origin), "--land-on", branch]) == 2
+    said = capsys.readouterr()
+    assert "Set main\ufffd2J back? [y/N]" in said.err
+    assert set("\u202e\u009b").isdisjoint(said.out + said.err)
+
+
 def test_a_reset_needs_a_terminal_or_yes_and_does_nothing_twice(world, capsys):
     assert run(["reset", "--repo", str(world.origin)]) == 2
     assert capsys.readouterr().err == (

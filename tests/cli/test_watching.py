@@ -42,7 +42,7 @@ def test_every_fact_is_told_once(tmp_path: Path) -> None:
     ledger.save_landing(LandingOutcome(task="r001-01", state=LandingState.QUEUED))
     assert watch.look() == ["r001-01 handed off complete, +0 -0 in 0 files: it\ufffd[0m is"]
     ledger.save_landing(LandingOutcome(task="r001-01", state=LandingState.LANDED, landed_paths=("a",)))
-    assert watch.look() == ["r001-01 landed 1 files"]
+    assert watch.look() == ["r001-01 landed 1 file"]
     check = CheckResult(name=CheckName.TEST, command="t", status=CheckStatus.RED)
     ledger.save_sweep(Sweep(number=1, head=OID, checks=(check,), started_at=1, ended_at=2))
     assert watch.look() == ["sweep 1 RED: test"]

@@ -99,6 +99,20 @@ def test_an_item_is_started_once_it_has_settled_and_never_again() -> None:
     assert play.states() == {"a.md": State.DONE}
 
 
+@pytest.mark.parametrize("started", [True, False])
+def test_two_items_that_swap_their_contents_are_both_built_once(started: bool) -> None:
+    play = Play(files=[item("a", "One"), item("b", "Two")])
+    if started:
+        play.settled()
+    else:
+        play.turn()
+    play.files = [item("a", "Two"), item("b", "One")]
+    play.settled()
+    play.settled()
+    assert sorted(b.rpartition("-")[0] for b in play.asked) == ["a", "b"]
+    assert State.COPY not in play.states().values()
+
+
 def test_what_is_still_being_written_waits() -> None:
     play = Play(files=[item("a", "Build")])
     play.turn()

@@ -118,9 +118,17 @@ def one(
 def test_what_neither_landed_nor_was_superseded_is_left_over_by_name(
     state: LandingState, status: HandoffStatus, left: tuple[str, ...]
 ) -> None:
-    found = one(state, status)
+    names = ("r001-01", "r001-02")
+    landings = [landing(names[0], state, "because"), landing(names[1], LandingState.LANDED)]
+    found = report([plan(*map(task, names))], [handoff(names[0], status), handoff(names[1])], landings)
     assert tuple(x.state for x in found.leftovers) == left
     assert found.verdict is (Verdict.LEFTOVERS if left else Verdict.GREEN)
+
+
+def test_agents_that_all_say_done_and_change_nothing_are_no_success() -> None:
+    found = one(LandingState.NOOP)
+    assert (found.leftovers, found.health, exit_code(BuildState(phase=BuildPhase.FINISHED), found)) == ((), "green", 3)
+    assert headline(found) == "0 of 1 tasks landed, nothing was changed, checks green"
 
 
 def test_a_task_nobody_handed_in_is_left_over() -> None:
@@ -231,7 +239,7 @@ def test_the_summary_names_what_was_left_the_branch_and_the_report() -> None:
     found = report([plan(task(name))], [handoff(name)], [landing(name, LandingState.WITHHELD, "its tests are red")])
     checks = [check(CheckStatus.GREEN)]
     assert summary_lines(found, REQUEST, checks=checks, report_path="/r.html", link="http://127.0.0.1:1/") == [
-        "todo-api-7f3k: 0 of 1 tasks landed, 1 left over, checks green",
+        "todo-api-7f3k: 0 of 1 tasks landed, nothing was changed, 1 left over, checks green",
         "  r001-01 withheld: its tests are red | Do r001-01",
         "checks test green",
         "iterations 1, conflicts 0, tokens 0, cost unknown, 1 min 30 s",
@@ -256,7 +264,7 @@ def test_what_landed_can_be_taken_back_and_the_summary_says_how() -> None:
     ("handed", "state", "phase", "says"),
     [
         (False, None, BuildPhase.RUNNING, "a worker's slot, or its worker is at it"),
-        (False, None, BuildPhase.PAUSED, "not handed in; the build is paused"),
+        (False, None, BuildPhase.PAUSED, "not handed in; paused"),
         (True, None, BuildPhase.RUNNING, "its turn to land"),
         (True, LandingState.CONFLICT, BuildPhase.RUNNING, "a fix task for its conflict"),
         (True, LandingState.WITHHELD, BuildPhase.RUNNING, "because"),

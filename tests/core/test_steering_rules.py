@@ -55,6 +55,8 @@ def test_a_task_is_cancelled_until_it_is_handed_in(
         (PAUSED, None, None, {}, "b.r001-01 was not handed in yet; longshot resume b goes on with it"),
         (RUNNING, COMPLETE, None, {}, "b.r001-01 is about to land"),
         (RUNNING, COMPLETE, LandingState.QUEUED, {}, "b.r001-01 is about to land"),
+        (FINISHED, COMPLETE, LandingState.QUEUED, {}, ""),
+        (FINISHED, COMPLETE, None, {}, ""),
         (FINISHED, COMPLETE, LandingState.LANDED, {}, "b.r001-01 has landed; what has landed is not worked on again"),
         (FINISHED, COMPLETE, LandingState.SUPERSEDED, {}, "b.r001-01 was superseded: f001-01 has landed in its place"),
         (FINISHED, COMPLETE, LandingState.NOOP, {}, "b.r001-01 is done: there was nothing to land"),

@@ -58,3 +58,8 @@ def test_a_hostile_line_is_shown_without_harm(line: bytes) -> None:
     shown = render(parse(line))
     assert shown
     assert all(len(s) < 1_000 and "\n" not in s and "\x1b" not in s and "\u202e" not in s for s in shown)
+
+
+def test_what_is_told_to_a_program_is_json_whatever_python_takes_for_it() -> None:
+    found = parse(b'{"at": NaN, "type": "turn", "tokens_in": 1e999, "tokens_out": -Infinity, "x": 1.5}')
+    assert found == {"at": None, "type": "turn", "tokens_in": None, "tokens_out": None, "x": 1.5}

@@ -210,6 +210,28 @@ def test_a_cancelled_run_says_how_to_go_on(home: Home, instance: dg.DagsterInsta
     assert fresh(home).state().reason == f"cancelled; longshot resume {BUILD}"
 
 
+@pytest.mark.parametrize("situation", ["killed", "handed in", "tried again since", "its iteration goes on"])
+def test_only_a_retry_that_left_its_task_undone_pauses_the_build(
+    home: Home, instance: dg.DagsterInstance, situation: str
+) -> None:
+    begin(home, Script())
+    ledger = play(home, ROOT_1, tasks=2, landed=1 if situation == "its iteration goes on" else 2)
+    retry = {"dagster/partition": f"{BUILD}.r001-01", "longshot/attempt": ""}
+    ended(instance, dg.DagsterRunStatus.FAILURE, **retry)
+    if situation == "tried again since":
+        ended(instance, dg.DagsterRunStatus.STARTED, **retry)
+    if situation != "handed in":
+        directory = Path(str(ledger.directory)) / "tasks" / "r001-01"
+        (directory / "landing.json").unlink()
+        (directory / "handoff.json").unlink()
+    tick(sensors.failed_runs, home, instance)
+    state = fresh(home).state()
+    assert (state.phase is BuildPhase.PAUSED) is (situation == "killed")
+    assert state.reason == (
+        "" if situation != "killed" else f"the retry of r001-01 was cut short; longshot resume {BUILD}"
+    )
+
+
 def test_the_end_of_an_earlier_attempt_does_not_pause_a_resumed_build(home: Home, instance: dg.DagsterInstance) -> None:
     ledger = begin(home, Script())
     ended(instance, dg.DagsterRunStatus.FAILURE)

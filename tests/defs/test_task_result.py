@@ -1,6 +1,8 @@
 """One task materialized by hand: what is missing is done, what is done is not done twice."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -17,6 +19,7 @@ from longshot_dagster.core.models import (
     HandoffStatus,
     MetricsSnapshot,
     Plan,
+    Sweep,
     Task,
 )
 from longshot_dagster.defs.finalize import finalize
@@ -177,6 +180,39 @@ def test_work_that_was_interrupted_is_not_set_aside(home: Home) -> None:
     assert fresh(home).interrupted(TASK) == kept
 
 
+def test_a_task_that_is_given_to_a_new_worker_during_the_last_sweep_is_waited_for(home: Home) -> None:
+    class Retried(ScriptedTools):
+        def sweep(self, *given: Any) -> Sweep:
+            if self.ledger.handoff(TASK) is not None:
+                self.ledger.forget_work(TASK)
+            return super().sweep(*given)
+
+    script = Script(statuses={TASK: HandoffStatus.FAILED})
+    planned(home, script)
+    done(Retried(home, BUILD))
+    assert (fresh(home).state().phase, fresh(home).report()) == (BuildPhase.RUNNING, None)
+    script.statuses = {}
+    tools = ScriptedTools(home, BUILD)
+    redo(tools, TASK, True, lambda: False)
+    assert next_steps(fresh(home).view()) == [Finalize(1)]
+    assert finalize(tools, 1, lambda: False) is not None
+    assert reported(home) == (BuildPhase.FINISHED, 1)
+
+
+def test_what_a_retry_lands_is_finalized_though_its_build_has_finished_meanwhile(home: Home) -> None:
+    class Finishing(ScriptedTools):
+        def run(self, task: Task, cancelled: Callable[[], bool]) -> Handoff:
+            self.ledger.update_state(lambda s: s.moved(BuildPhase.FINALIZING).moved(BuildPhase.FINISHED))
+            return super().run(task, cancelled)
+
+    script = Script(statuses={TASK: HandoffStatus.FAILED})
+    done(planned(home, script))
+    script.statuses = {}
+    redo(Finishing(home, BUILD), TASK, True, lambda: False)
+    assert script.landed == [TASK]
+    assert next_steps(fresh(home).view()) == [Finalize(1)]
+
+
 def done(tools: ScriptedTools) -> None:
     """The whole build, to its report."""
     redo(tools, TASK, False, lambda: False)
@@ -205,6 +241,7 @@ FAILED = Handoff(task_id=TASK, status=HandoffStatus.FAILED, summary="")
         (None, None, True, "work"),
         (COMPLETE, None, False, "land"),
         (COMPLETE, LandingState.QUEUED, False, "land"),
+        (COMPLETE, LandingState.QUEUED, True, "land"),
         (COMPLETE, LandingState.CONFLICT, False, "land"),
         (COMPLETE, LandingState.CONFLICT, True, "work"),
         (FAILED, LandingState.WITHHELD, False, "land"),

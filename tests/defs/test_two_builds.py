@@ -245,6 +245,20 @@ def test_a_path_that_the_other_build_owns_or_has_claimed_is_withheld_by_name(
     assert git(two.origin, "show", "main:tool.py") == "left"
 
 
+@pytest.mark.parametrize("broken", ["landing.json", "task.json"])
+def test_a_neighbour_that_cannot_be_read_keeps_nobody_from_landing(
+    tmp_path: Path, instance: dg.DagsterInstance, broken: str
+) -> None:
+    parts = {b: {1: (Part(("a.py",), {f"{b}.py": "stray\n"}),)} for b in (A, B)}
+    two = TwoBuilds(tmp_path, instance, parts, 0)
+    for build, tools in two.builds.items():
+        plan = tools.plan(IterationKey(build, "root", 1))
+        tools.work(plan.tasks[0], tools.mirror.fetch())
+        outcome = tools.landing.land(plan.tasks[0])
+        assert outcome.landed_paths == (f"{build}.py",)
+        (Path(str(tools.ledger.directory)) / "tasks" / "r001-01" / broken).write_text("{", encoding="utf-8")
+
+
 def test_a_conflict_with_the_other_build_names_its_task(tmp_path: Path, instance: dg.DagsterInstance) -> None:
     two = TwoBuilds(tmp_path, instance, {b: {1: (Part(("same.py",), {"same.py": f"{b}\n"}),)} for b in (A, B)}, 0)
     base = two.builds[A].mirror.fetch()
