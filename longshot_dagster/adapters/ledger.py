@@ -60,6 +60,9 @@ class Ledger:
         """Raises WrongUse when no such build is recorded here, LedgerError when a newer version has written it."""
         found = self.build(build)
         if not found.exists():
+            demo = self.root.parent / "demo"
+            if (demo / "builds" / build).exists():
+                raise WrongUse(f"build {build!r} is a demo's; LONGSHOT_HOME={demo} has the command look there")
             known = ", ".join(self.builds()[-5:]) or "none yet"
             raise WrongUse(f"no build {build!r} here (newest: {known}); `longshot status` lists them all")
         found.check_version()

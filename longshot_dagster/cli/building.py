@@ -81,7 +81,7 @@ def build(
         assumed=assumed,
         yes=yes,
     )
-    Gateway(home).ensure(endpoints or None)
+    serving.model_reachable(home, endpoints)
     say(f"sandboxes: {note}")
     if resolved.settings.max_workers == 0:
         say(

@@ -9,7 +9,6 @@ from collections.abc import Callable
 
 from longshot_dagster.adapters import leases, settings, stack
 from longshot_dagster.adapters.dagster_api import ActiveRun, DagsterApi
-from longshot_dagster.adapters.gateway_client import Gateway
 from longshot_dagster.adapters.home import Home
 from longshot_dagster.adapters.ledger import BuildLedger, Ledger
 from longshot_dagster.adapters.ui_access import UiAccess
@@ -66,7 +65,7 @@ def _woken(build: str, max_tokens: str | None, then: Callable[[Home, DagsterApi,
     if max_tokens is not None:
         _raise_budget(ledger, max_tokens)
     endpoints = settings.endpoints(os.environ, dotenv)
-    Gateway(home).ensure(endpoints or None)
+    serving.model_reachable(home, endpoints)
     with interruptible():
         api = stack.api(home, serving.in_background(home, dotenv, endpoints))
         return then(home, api, _go_on(home, ledger, api))

@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from longshot_dagster.adapters import settings, stack
+from longshot_dagster.adapters.gateway_client import Gateway
 from longshot_dagster.adapters.home import Home
 from longshot_dagster.adapters.settings import BacklogPlace
 from longshot_dagster.adapters.stack import StackInfo
 from longshot_dagster.adapters.ui_access import UiAccess
-from longshot_dagster.cli.terminal import say, waiting
+from longshot_dagster.cli.terminal import complain, say, waiting
 from longshot_dagster.core.endpoints import Endpoint
 from longshot_dagster.core.errors import WrongUse
 
@@ -75,9 +76,34 @@ def in_background(
         return stack.ensure(home, endpoints, port=port, environ=environ, dotenv=inherited, say=say)
 
 
+def model_reachable(home: Home, endpoints: Sequence[Endpoint]) -> None:
+    """Have the gateway running, with `endpoints` if there are any; says so when that moves the builds under way to others.
+
+    Raises WrongUse when there is neither.
+    """
+    gateway = Gateway(home)
+    before = {e["host"] for e in gateway.status()["endpoints"]} if endpoints and gateway.alive() else set()
+    gateway.ensure(endpoints or None)
+    if before and before != {e.host for e in endpoints}:
+        say(
+            f"from now on every build here asks {', '.join(e.host for e in endpoints)}, not {', '.join(sorted(before))}"
+        )
+
+
 def backlog_place(home: Home, dotenv: Path | None, beside: Path | None = None) -> BacklogPlace:
-    """Raises WrongUse for a folder that a person has named and that is not there."""
+    """A folder beside the command that came with a repository is not taken up unless a person names it.
+
+    Raises WrongUse for a folder that a person has named and that is not there.
+    """
     place = settings.backlog(os.environ, dotenv, home, beside)
+    if beside is not None and place.folder == beside.absolute() / "backlog" and not place.named:
+        from longshot_dagster.adapters.committed import is_committed  # few commands need git before they begin
+
+        if is_committed(place.folder):
+            complain(
+                "git tracks backlog/ here, so it is left alone; to have it built: LONGSHOT_BACKLOG=backlog longshot up"
+            )
+            return settings.backlog(os.environ, dotenv, home)
     if place.named and not place.folder.is_dir():
         raise WrongUse(f"LONGSHOT_BACKLOG={place.folder} is not a folder; make it, or name another")
     return place

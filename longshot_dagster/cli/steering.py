@@ -11,7 +11,6 @@ import click
 
 from longshot_dagster.adapters import settings, stack
 from longshot_dagster.adapters.dagster_api import ENDED, DagsterApi
-from longshot_dagster.adapters.gateway_client import Gateway
 from longshot_dagster.adapters.home import Home
 from longshot_dagster.adapters.ledger import BuildLedger, Ledger
 from longshot_dagster.cli import serving
@@ -55,7 +54,7 @@ def retry(task: str, detach: bool, as_json: bool) -> int:
     ledger = builds.existing(build)
     _must_be_open_to_a_retry(ledger, name)
     endpoints = settings.endpoints(os.environ, dotenv)
-    Gateway(home).ensure(endpoints or None)
+    serving.model_reachable(home, endpoints)
     with interruptible():
         with _quiet(as_json):
             api = stack.api(home, serving.in_background(home, dotenv, endpoints))

@@ -107,7 +107,7 @@ def test_what_is_no_folder_for_agents_is_refused_in_one_line(value: str) -> None
 
 
 def test_several_folders_are_named_once_each_and_never_by_a_repository() -> None:
-    found = resolve({}, {}, {"SANDBOX_READABLE": "/opt/venv:/work/main/.venv::/opt/venv"}, None, None)
-    assert found.settings.readable_folders == ("/opt/venv", "/work/main/.venv")
+    found = resolve({}, {}, {"SANDBOX_READABLE": "/opt/venv:/srv/app/.venv::/opt/venv"}, None, None)
+    assert found.settings.readable_folders == ("/opt/venv", "/srv/app/.venv")
     with pytest.raises(WrongUse, match=r"SANDBOX_READABLE \(\.longshot\.toml\) is not for a repository to decide"):
         resolve({}, {}, {}, None, 'sandbox_readable = "/opt/venv"')

@@ -125,6 +125,19 @@ def test_a_build_does_not_take_up_a_folder_that_merely_lies_there(folder: Path, 
     assert serving.backlog_place(home, None, beside=Path.cwd()).folder == folder
 
 
+def test_a_folder_that_came_with_a_repository_has_to_be_named(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = Home(tmp_path / "home")
+    (folder / "theirs.md").write_text("---\n---\nDo it", encoding="utf-8")
+    for command in (["init", "-q"], ["add", "backlog"]):
+        subprocess.run(["git", "-C", str(folder.parent), *command], check=True)
+    assert serving.backlog_place(home, None, beside=Path.cwd()).folder == home.root / "backlog"
+    assert "to have it built: LONGSHOT_BACKLOG=backlog longshot up" in capsys.readouterr().err
+    monkeypatch.setenv("LONGSHOT_BACKLOG", "backlog")
+    assert serving.backlog_place(home, None, beside=Path.cwd()).folder == folder
+
+
 def test_a_book_that_cannot_be_read_is_one_line(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -29,16 +29,19 @@ from longshot_dagster.adapters.planner import Planner
 from longshot_dagster.adapters.sweeper import run_sweep
 from longshot_dagster.cli.following import conclude, follow, interruptible
 from longshot_dagster.core.ids import IterationKey
-from longshot_dagster.core.landing_records import LandingState
+from longshot_dagster.core.landing_records import LandingOutcome, LandingState
 from longshot_dagster.core.models import (
     BuildPhase,
     BuildState,
     CheckName,
     CheckResult,
     CheckStatus,
+    Handoff,
+    HandoffStatus,
     MetricsSnapshot,
     Plan,
     Sweep,
+    Task,
 )
 from longshot_dagster.core.report import exit_code, headline, make_report
 from longshot_dagster.core.settings import Settings
@@ -179,7 +182,7 @@ def test_whoever_ends_it_is_told_how_to_go_on_and_no_finished_branch_is_lost(
     world = waiting(tmp_path, 3)
     terminal = Interrupting(number)
     with interruptible(), contextlib.redirect_stdout(terminal):
-        code = follow(world.home, world.build, NoRuns(), stays=False)  # type: ignore[arg-type]
+        code = follow(world.home, world.build, NoRuns())  # type: ignore[arg-type]
     assert code == 130
     last = terminal.getvalue().splitlines()[-1]
     assert f"longshot resume {world.build}" in last
@@ -222,14 +225,23 @@ def test_a_target_that_refuses_main_pauses_the_build_and_nothing_counts_as_lande
 
 
 def ended(ledger: BuildLedger, sweep: Sweep) -> tuple[int, str]:
-    """(exit code, headline) of a build with nothing left to do but this sweep."""
+    """(exit code, headline) of a build whose one task has landed, and whose last sweep is this one."""
+    done = Task(
+        id="r001-01",
+        build=ledger.build,
+        iteration="root.001",
+        planner="root",
+        description="d",
+        scope=("app.py",),
+        branch="w",
+    )
     report = make_report(
         ledger.request(),
-        tasks=(),
-        handoffs={},
-        landings={},
+        tasks=(done,),
+        handoffs={done.id: Handoff(task_id=done.id, status=HandoffStatus.COMPLETE, summary="done")},
+        landings={done.id: LandingOutcome(task=done.id, state=LandingState.LANDED)},
         runs=(),
-        plans=(),
+        plans=(Plan(iteration="root.001", tasks=(done,), base=sweep.head),),
         sweep=sweep,
         head=sweep.head,
         finalization_attempts=3,
@@ -270,9 +282,9 @@ def test_markers_on_main_or_no_check_at_all_are_never_green(
     world = World(tmp_path, bare(tmp_path / "origin.git", FILES))
     green = CheckResult(name=CheckName.TEST, command="make test", status=CheckStatus.GREEN)
     sweep = Sweep(number=1, head=world.main(), checks=(green,), started_at=1, ended_at=2)
-    assert ended(world.ledger, sweep) == (0, "0 of 0 tasks landed, checks green")
+    assert ended(world.ledger, sweep) == (0, "1 of 1 tasks landed, checks green")
     found = ended(world.ledger, sweep.model_copy(update=change))
-    assert found == (code, f"0 of 0 tasks landed, {said}")
+    assert found == (code, f"1 of 1 tasks landed, {said}")
 
 
 def test_a_build_without_a_report_never_exits_0() -> None:
