@@ -39,8 +39,8 @@ PROCESS = {
     "LONGSHOT_UI_PORT": (str(DEFAULT_UI_PORT), "port of the Dagster UI on 127.0.0.1; 0 takes any free one"),
     "LONGSHOT_BACKLOG": (
         "",
-        "folder whose items become builds; empty: `backlog` where `longshot up` is started, if it is there and git does not track it, "
-        "else in LONGSHOT_HOME",
+        "folder whose items become builds; empty: `backlog` where `longshot up` is started, if it is there and git does "
+        "not track it, else in LONGSHOT_HOME",
     ),
     "LONGSHOT_BACKLOG_BUILDS": (
         str(DEFAULT_BACKLOG_BUILDS),

@@ -54,9 +54,9 @@ def retry(task: str, detach: bool, as_json: bool) -> int:
     ledger = builds.existing(build)
     _must_be_open_to_a_retry(ledger, name)
     endpoints = settings.endpoints(os.environ, dotenv)
-    serving.model_reachable(home, endpoints)
     with interruptible():
         with _quiet(as_json):
+            serving.model_reachable(home, endpoints)
             api = stack.api(home, serving.in_background(home, dotenv, endpoints))
         return retry_in(api, ledger, name, detach, as_json)
 
