@@ -14,7 +14,7 @@ from longshot_dagster.adapters.dagster_api import ENDED, DagsterApi
 from longshot_dagster.adapters.home import Home
 from longshot_dagster.adapters.ledger import BuildLedger, Ledger
 from longshot_dagster.cli import serving
-from longshot_dagster.cli.following import BUILD_TAG, END_RUNS_SECONDS, end_runs, interruptible, kept, pause
+from longshot_dagster.cli.following import BUILD_TAG, END_RUNS_SECONDS, end_runs, interruptible, kept
 from longshot_dagster.cli.naming import build_or_task, named_task
 from longshot_dagster.cli.terminal import say, waiting
 from longshot_dagster.core.display import one_line
@@ -23,6 +23,7 @@ from longshot_dagster.core.ids import IterationKey, task_partition
 from longshot_dagster.core.landing_records import LandingOutcome, LandingState
 from longshot_dagster.core.models import (
     BuildPhase,
+    BuildState,
     Handoff,
     Task,
     Verdict,
@@ -70,7 +71,7 @@ def _cancel_build(home: Home, ledger: BuildLedger, as_json: bool) -> int:
         raise WrongUse(
             f"{build} has finished; there is nothing to cancel (longshot undo {build} takes back what landed)"
         )
-    pause(ledger, "cancelled by hand")
+    ledger.update_state(_cancelled_by_hand)
     if info := stack.running(home):
         end_runs(build, stack.api(home, info))
     if as_json:
@@ -80,6 +81,11 @@ def _cancel_build(home: Home, ledger: BuildLedger, as_json: bool) -> int:
     say(f"{build} was paused already" if phase is BuildPhase.PAUSED else f"{build} is cancelled")
     say(f"{kept(ledger)}; to go on: longshot resume {build}")
     return 0
+
+
+def _cancelled_by_hand(state: BuildState) -> BuildState:
+    """Paused; what it had been paused for already counts no more: nobody waits for that to pass."""
+    return state if state.phase is BuildPhase.FINISHED else state.moved(BuildPhase.PAUSED, "cancelled by hand")
 
 
 def _cancel_task(ledger: BuildLedger, name: str, as_json: bool) -> int:

@@ -70,6 +70,12 @@ def finished(ledger: BuildLedger) -> None:
 # --- cancel ----------------------------------------------------------------------------------------------------------
 
 
+def test_a_paused_build_that_is_cancelled_waits_for_nothing_any_more(ledger, capsys):
+    ledger.update_state(lambda s: s.paused("no endpoint answers"))
+    assert run(["cancel", BUILD]) == 0
+    assert (ledger.state().phase, ledger.state().reason) == (BuildPhase.PAUSED, "cancelled by hand")
+
+
 def test_a_build_is_cancelled_without_a_stack_and_as_often_as_one_likes(ledger, capsys):
     ledger.save_interrupted(Handoff(task_id=TWO, status=HandoffStatus.PARTIAL, summary="half"))
     assert run(["cancel", BUILD]) == 0
