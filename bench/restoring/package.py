@@ -201,12 +201,19 @@ def unpack(archive: Path, into: Path) -> None:
             opened.extractall(aside)
     else:
         with tarfile.open(archive) as packed:
-            packed.extractall(aside, filter="data")
+            files = [m for m in packed if (m.isfile() or m.isdir()) and _is_inside(m.name)]
+            # Python before 3.11.4 knows no filters; without links and ways up there is little left for one to refuse.
+            options: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+            packed.extractall(aside, members=files, **options)
     folders = [p for p in aside.iterdir() if p.is_dir()]
     if len(folders) != 1:
         raise WrongUse(f"{archive.name} is not a source distribution: it has {len(folders)} folders")
     folders[0].rename(into)
     shutil.rmtree(aside)
+
+
+def _is_inside(name: str) -> bool:
+    return not name.startswith("/") and ".." not in name.split("/")
 
 
 def make_venv(folder: Path) -> None:
