@@ -1,5 +1,6 @@
 """The folder of the backlog: which of its files are items, what they ask for, and one line for each that cannot be read."""
 
+import contextlib
 import os
 import stat
 from collections.abc import Mapping
@@ -123,6 +124,8 @@ def _repository(given: str, folder: Path) -> str:
         return given
     try:
         path = folder / Path(given).expanduser()
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            path.stat()  # newer Pythons take links in a circle for a path that is merely not there
         return str(path.resolve()) if path.exists() or given.startswith((".", "/", "~")) else given
     except (OSError, RuntimeError) as e:  # a name too long, links in a circle, a user that nobody has heard of
         why = (isinstance(e, OSError) and e.strerror) or str(e)

@@ -140,7 +140,7 @@ MALFORMED = [
     ("repository: 'ext::sh -c id'", "names a git transport that runs programs"),
     ("repository: ~nobody-of-this-name/r", "repository: ~nobody-of-this-name/r is no path: Could not determine home"),
     (f"repository: ./{'a' * 300}", "is no path: File name too long"),
-    ("repository: ./circle", "repository: ./circle is no path: Symlink loop"),
+    ("repository: ./circle", "repository: ./circle is no path: Too many levels of symbolic links"),
     ("settings:\n  sandbox_i\u017folation: none", "sandbox_i\u017folation is not a setting"),
     ("cron: every day", "cron: every day is not a schedule: it has five fields"),
     ("settings:\n  MAX_WORKERS: lots", "MAX_WORKERS=lots is not a whole number; give 0 to 1000"),
