@@ -105,7 +105,8 @@ def take_from_mirror(mirror: Path, build: str) -> None:
     with locked(mirror / "longshot-landing.lock"):
         lines = "".join(f"delete {ref}\n" for ref in in_mirror(mirror, build))
         Git(mirror).run("update-ref", "--stdin", stdin=lines.encode("utf-8", "surrogateescape"))
-        (mirror / f"longshot-checkpoint-{build}.json").unlink(missing_ok=True)
+        for kind in ("checkpoint", "beat"):
+            (mirror / f"longshot-{kind}-{build}.json").unlink(missing_ok=True)
 
 
 def is_worn(mirror: Path) -> bool:

@@ -28,6 +28,7 @@ from longshot_dagster.adapters.documents import write_atomically
 from longshot_dagster.adapters.exclusive import claim
 from longshot_dagster.adapters.home import Home
 from longshot_dagster.adapters.ledger import BuildLedger, Ledger
+from longshot_dagster.adapters.restoring import aside_of
 from longshot_dagster.adapters.sandbox_local import LocalSandbox
 from longshot_dagster.adapters.token_counts import accounts_file
 from longshot_dagster.core.cleaning import Leaving, ended_at, is_due
@@ -202,6 +203,8 @@ class Cleaning:
             shutil.rmtree(trash, ignore_errors=True)
             there.rename(trash)
         shutil.rmtree(trash, ignore_errors=True)
+        for aside in aside_of(self._home, leaving.build):
+            shutil.rmtree(aside, ignore_errors=True)
 
     def _forgotten_by_dagster(self, leaving: Leaving) -> bool:
         """Have its runs, their logs and its partitions removed; False when Dagster is not there to be asked."""

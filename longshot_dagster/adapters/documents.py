@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,17 +14,24 @@ from pydantic import BaseModel, ValidationError
 from upath import UPath
 
 from longshot_dagster.core.errors import LedgerError
+from longshot_dagster.core.sealing import opened, sealed
 
 M = TypeVar("M", bound=BaseModel)
+Stamp = tuple[int, int, int]  # modified (ns), size, inode
+_KEPT_BYTES = 64 << 20  # of documents as files, by one ledger; handoffs carry their diffs
 
 
 class Documents:
-    """The documents of one build. Readers return None for what is not written yet and raise LedgerError for what is broken."""
+    """The documents of one build. Readers return None for what is not written yet and raise LedgerError for what is broken
+    and cannot be mended.
+    """
 
     def __init__(self, directory: UPath, build: str) -> None:
         self.directory = directory
         self.build = build
-        self._frozen: dict[str, BaseModel] = {}
+        self._frozen: dict[str, tuple[Stamp, BaseModel]] = {}
+        self._kept_bytes = 0
+        self._root = str(directory) if isinstance(directory, Path) else ""
 
     @contextlib.contextmanager
     def lock(self, name: str) -> Iterator[None]:
@@ -36,20 +43,31 @@ class Documents:
         return self.directory / name
 
     def _read(self, model: type[M], name: str, frozen: bool = False) -> M | None:
-        if frozen and isinstance(cached := self._frozen.get(name), model):
-            return cached
-        path = self._path(name)
+        stamp = stamp_at(f"{self._root}/{name}") if frozen and self._root else None
+        if stamp and (kept := self._frozen.get(name)) and kept[0] == stamp and isinstance(kept[1], model):
+            return kept[1]
         try:
-            found = model.model_validate_json(path.read_bytes())
+            data = self._path(name).read_bytes()
         except FileNotFoundError:
             return None
-        except ValidationError as e:
-            first = e.errors(include_url=False, include_input=False)[0]
-            where = ".".join(str(p) for p in first["loc"]) or "the document"
-            raise LedgerError(f"{path} is not readable as {model.__name__}: {where}: {first['msg']}") from e
-        if frozen:
-            self._frozen[name] = found
+        except OSError as e:  # a disk that gives no answer says nothing about what is on it
+            raise LedgerError(f"{self._path(name)} cannot be read: {e.strerror or e}") from e
+        found, wrong = parsed(model, data)
+        if found is None:
+            return self._mended(model, name, wrong)
+        if stamp:
+            self._keep(name, stamp, found)
         return found
+
+    def _keep(self, name: str, stamp: Stamp, found: BaseModel) -> None:
+        self._kept_bytes += stamp[1]
+        if self._kept_bytes > _KEPT_BYTES:
+            self._frozen, self._kept_bytes = {}, stamp[1]
+        self._frozen[name] = stamp, found
+
+    def _mended(self, model: type[M], name: str, wrong: str) -> M | None:
+        """Raises LedgerError: who knows where else the document is kept mends it instead."""
+        raise LedgerError(f"{self._path(name)} is not readable as {model.__name__}: {wrong}")
 
     def _must(self, model: type[M], name: str, frozen: bool = False) -> M:
         found = self._read(model, name, frozen)
@@ -58,8 +76,7 @@ class Documents:
         return found
 
     def _write(self, name: str, document: BaseModel) -> None:
-        text = json.dumps(document.model_dump(mode="json"), ensure_ascii=False, indent=1)
-        self._write_bytes(name, text.encode("utf-8", "replace"))
+        self._write_bytes(name, rendered(document))
 
     def _write_bytes(self, name: str, data: bytes) -> None:
         """Raises LedgerError when the disk is full or read-only; what was there before stays whole."""
@@ -67,6 +84,28 @@ class Documents:
             write_atomically(self._path(name), data)
         except OSError as e:
             raise LedgerError(f"{self._path(name)} cannot be written: {e.strerror or e}") from e
+
+
+def rendered(document: BaseModel) -> bytes:
+    """The document as it is kept, with its checksum."""
+    try:
+        text = document.model_dump_json(indent=1)
+    except ValueError:  # a reason that quotes a file name which is no UTF-8
+        text = json.dumps(document.model_dump(mode="json"), ensure_ascii=False, indent=1)
+    return sealed(text.encode("utf-8", "replace"))
+
+
+def parsed(model: type[M], data: bytes) -> tuple[M | None, str]:
+    """(the document, what is wrong with it): one of the two."""
+    text, wrong = opened(data)
+    if wrong:
+        return None, wrong
+    try:
+        return model.model_validate_json(text), ""
+    except ValidationError as e:
+        first = e.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(p) for p in first["loc"]) or "the document"
+        return None, f"{where}: {first['msg']}"
 
 
 def write_atomically(path: UPath | Path, data: bytes) -> None:
@@ -113,6 +152,23 @@ def locked(path: UPath | Path) -> Iterator[None]:
                 yield
             finally:
                 fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def append_line(path: Path, fields: Mapping[str, object]) -> None:
+    """One more line of JSON; a line that a crash cut short does not spoil the next."""
+    with path.open("ab+") as file:
+        size = file.seek(0, os.SEEK_END)
+        torn = size and os.pread(file.fileno(), 1, size - 1) != b"\n"
+        file.write((b"\n" if torn else b"") + json.dumps(fields).encode() + b"\n")
+
+
+def stamp_at(path: str) -> Stamp | None:
+    """What changes whenever a document does, also by another process; None when there is none."""
+    try:
+        found = os.stat(path)  # noqa: PTH116 - asked of every document at every look
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 def written_at(path: UPath) -> float:

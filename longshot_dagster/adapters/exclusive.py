@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,4 +23,14 @@ def claim(path: Path, wait_s: float = 0) -> Iterator[bool]:
                     yield False
                     return
                 time.sleep(0.05)
+        with contextlib.suppress(OSError):
+            os.utime(file.fileno())  # since when it is held: `held_since`
         yield True
+
+
+def held_since(path: Path) -> float:
+    """When whoever holds `path`'s lock took it, in seconds since the epoch; 0 when nobody ever has."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0

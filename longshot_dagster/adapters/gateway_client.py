@@ -26,7 +26,9 @@ from longshot_dagster.core.usage import Usage
 # -P: `-m` alone looks for modules in the folder it is started in, which may be anybody's checkout.
 _GATEWAY = (sys.executable, "-P", "-m", "longshot_dagster.adapters.gateway")
 _START_S = 60.0
+_AWAY_S = 60.0  # until a supervisor has it running again that has seen it die
 _STOP_S = 15.0
+_LOOK_S = 0.2
 _EXAMINE_S = 120.0
 _NO_ENDPOINTS = "no model endpoint is configured: set LLM_BASE_URL and LLM_API_KEY, or LLM_ENDPOINTS (see .env.example)"
 _SECRET_WORDS = ("KEY", "TOKEN", "SECRET", "PASSWORD", "CREDENTIAL", "LLM_")
@@ -56,7 +58,7 @@ class Gateway:
         `tuning`: fields of `gateway_upstream.Tuning`, read when it starts. Raises WrongUse when it is not running and
         there are no endpoints to start it with, LongshotError when it does not come up.
         """
-        if not self.alive():
+        if not self.alive() and not (endpoints is None and self.comes_back()):
             if not endpoints:
                 raise WrongUse(_NO_ENDPOINTS)
             with locked(self._home.gateway / ".start.lock"):
@@ -105,7 +107,7 @@ class Gateway:
         return Usage(**self._call("GET", f"/usage?{urlencode(query)}"))
 
     def status(self) -> dict[str, Any]:
-        """pid, version, endpoints (name, host, weight; never a key), rehearsal, sockets, in_flight."""
+        """pid, version, endpoints (name, host, weight; never a key), rehearsal, sockets, in_flight, waiting."""
         return self._call("GET", "/status")
 
     def probe(self, model: str) -> tuple[str, ...]:
@@ -122,6 +124,18 @@ class Gateway:
     def examine(self, model: str) -> tuple[Examined, ...]:
         """Ask every endpoint for its models and for one short answer of `model`; costs a few tokens at each."""
         return _examined(self._call("POST", "/examine", {"model": model}, timeout_s=_EXAMINE_S)["endpoints"])
+
+    def comes_back(self) -> bool:
+        """Wait for one that has died and is being started again; False when nobody does that, or in vain."""
+        from longshot_dagster.adapters.stack import supervisor_pid
+
+        deadline = self._clock.monotonic() + _AWAY_S
+        # An orderly end takes the socket's file along.
+        while self._socket.exists() and supervisor_pid(self._home) and self._clock.monotonic() < deadline:
+            if self.alive():
+                return True
+            self._clock.sleep(_LOOK_S)
+        return self.alive()
 
     def stop(self) -> None:
         """End the process and wait for it; nothing happens when it is not running."""
@@ -161,22 +175,32 @@ class Gateway:
             raise LongshotError(f"the gateway does not start: {lines[-1][:300] if lines else 'see ' + str(log)}")
 
     def _call(self, method: str, path: str, body: object = None, timeout_s: float = 30) -> dict[str, Any]:
+        """One request; said again to the next gateway when this one dies. Everything but /stop may be said twice."""
+        try:
+            try:
+                status, document = self._asked(method, path, body, timeout_s)
+            except (ConnectionError, FileNotFoundError):
+                if path == "/stop" or not self.comes_back():
+                    raise
+                status, document = self._asked(method, path, body, timeout_s)
+        except (OSError, http.client.HTTPException, ValueError) as e:
+            raise ModelUnavailable(
+                f"the gateway to the model does not answer ({type(e).__name__}); start it with `longshot up`, then `longshot resume BUILD`"
+            ) from e
+        if status >= 400:
+            error = document.get("error", {}) if isinstance(document, dict) else {}
+            raise WrongUse(str(error.get("message", "the gateway refused"))[:500])
+        return dict(document)
+
+    def _asked(self, method: str, path: str, body: object, timeout_s: float) -> tuple[int, Any]:
         data = None if body is None else json.dumps(body).encode()
         connection = _UnixConnection(str(self._socket), timeout_s, self._clock)
         try:
             connection.request(method, path, data, {"content-type": "application/json"})
             response = connection.getresponse()
-            document = json.loads(response.read())
-        except (OSError, http.client.HTTPException, ValueError) as e:
-            raise ModelUnavailable(
-                f"the gateway to the model does not answer ({type(e).__name__}); start it with `longshot up`, then `longshot resume BUILD`"
-            ) from e
+            return response.status, json.loads(response.read())
         finally:
             connection.close()
-        if response.status >= 400:
-            error = document.get("error", {}) if isinstance(document, dict) else {}
-            raise WrongUse(str(error.get("message", "the gateway refused"))[:500])
-        return dict(document)
 
 
 def examine(home: Home, endpoints: Sequence[Endpoint], model: str) -> tuple[Examined, ...]:

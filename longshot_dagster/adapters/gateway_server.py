@@ -28,6 +28,7 @@ from longshot_dagster.version import __version__
 MAX_REQUEST_BYTES = 64 << 20
 MAX_SOCKET_PATH = 107  # bytes, Linux
 _FLUSH_S = 0.5
+_PLANNERS = "planner-"  # how their keys begin
 # Nothing else of an endpoint is reachable from a sandbox: no files, no fine-tuning, no account.
 _POSTS = frozenset({"chat/completions", "completions", "responses"})
 
@@ -174,7 +175,13 @@ class GatewayServer:
         account = self._counts.build(build).accounts.get(key)
         timeout_s = (account.timeout_s if account else None) or self._upstream.tuning.timeout_s
         outcome = await self._upstream.ask(
-            request.method, path, request.headers, body or None, stream=stream, timeout_s=timeout_s
+            request.method,
+            path,
+            request.headers,
+            body or None,
+            stream=stream,
+            timeout_s=timeout_s,
+            planner=key.startswith(_PLANNERS),
         )
         if isinstance(outcome, Refusal):
             log.warning("%s/%s: %s", build, key, self._upstream.scrub(outcome.line))
@@ -262,6 +269,7 @@ class GatewayServer:
                 "rehearsal": self._upstream.rehearsal,
                 "sockets": len(self._sockets),
                 "in_flight": self._in_flight,
+                "waiting": self._upstream.waiting,
             }
         )
 

@@ -13,6 +13,7 @@ from typing import Self
 import aiohttp
 from pydantic import BaseModel, ConfigDict, Field
 
+from longshot_dagster.core.admission import Admission
 from longshot_dagster.core.clock import SystemClock
 from longshot_dagster.core.endpoint_pool import EndpointPool
 from longshot_dagster.core.endpoints import Endpoint
@@ -57,6 +58,7 @@ class Upstream:
         self.tuning = tuning
         self._clock = SystemClock()
         self.rehearsal = False
+        self._admission: Admission[asyncio.Future[None]] = Admission()
         self.replace(endpoints)
 
     def replace(self, endpoints: Sequence[Endpoint]) -> None:
@@ -83,9 +85,20 @@ class Upstream:
         return text
 
     async def ask(
-        self, method: str, path: str, headers: Mapping[str, str], body: bytes | None, *, stream: bool, timeout_s: float
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        body: bytes | None,
+        *,
+        stream: bool,
+        timeout_s: float,
+        planner: bool = False,
     ) -> Answer | Refusal:
-        """The first usable answer, or the last refusal once the rounds are over. `path` is below the base URL."""
+        """The first usable answer, or the last refusal once the rounds are over. `path` is below the base URL.
+
+        Where the endpoints are at their limit, a `planner` goes first.
+        """
         pool = self._pool
         refusal: Refusal | None = None
         for number in range(self.tuning.rounds):
@@ -93,18 +106,54 @@ class Upstream:
             if number:
                 refused = refusal.retry_after_s if refusal else None
                 await asyncio.sleep(min(self.tuning.max_wait_s, refused or self.tuning.backoff_s * 2 ** (number - 1)))
-            elif candidates and (wait := min(pool.wait_s(e) for e in candidates)):
-                await asyncio.sleep(min(wait, self.tuning.max_wait_s))  # all were told to wait: so does the fleet
-            again = False
-            for endpoint in candidates:
-                outcome = await self._attempt(pool, endpoint, method, path, headers, body, stream, timeout_s)
-                if isinstance(outcome, Answer) or outcome.kind is Kind.REJECTED:
-                    return outcome
-                again = again or outcome.kind.again
-                refusal = outcome
+            if not candidates:
+                break
+            if not await self._turn(planner, timeout_s):
+                busy = f"{self._admission.waiting} requests wait for it"
+                return refusal or Refusal(Kind.RATE_LIMITED, candidates[0].label, detail=busy)
+            again = limited = False
+            try:
+                if wait := min(pool.wait_s(e) for e in candidates):
+                    await asyncio.sleep(min(wait, self.tuning.max_wait_s))  # all were told to wait: so does the fleet
+                for endpoint in candidates:
+                    outcome = await self._attempt(pool, endpoint, method, path, headers, body, stream, timeout_s)
+                    if isinstance(outcome, Answer) or outcome.kind is Kind.REJECTED:
+                        limited = False
+                        return outcome
+                    again = again or outcome.kind.again
+                    limited = limited or outcome.kind is Kind.RATE_LIMITED
+                    refusal = outcome
+            finally:
+                self._next(self._admission.ended(refused=limited))
             if not again:
                 break
         return refusal or Refusal(Kind.UNREACHABLE, "of the gateway", detail="no endpoint is configured")
+
+    @property
+    def waiting(self) -> int:
+        """Requests held back because the endpoints get too many."""
+        return self._admission.waiting
+
+    async def _turn(self, planner: bool, timeout_s: float) -> bool:
+        """Wait until a request may go out; False when its time is over before that."""
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if self._admission.enter(turn, planner=planner):
+            return True
+        try:
+            await asyncio.wait_for(asyncio.shield(turn), timeout_s)
+        except (TimeoutError, asyncio.CancelledError) as e:
+            if turn.done():  # let in at that very moment
+                self._next(self._admission.ended(refused=False))
+            else:
+                self._admission.leave_line(turn)
+            if isinstance(e, asyncio.CancelledError):
+                raise
+            return False
+        return True
+
+    def _next(self, admitted: Sequence[asyncio.Future[None]]) -> None:
+        for turn in admitted:
+            turn.set_result(None)
 
     async def look(self, endpoint: Endpoint, timeout_s: float = 10.0) -> tuple[Refusal | None, frozenset[str]]:
         """(refusal or None, names of its models): one GET of the endpoint's model list, nothing tried again."""

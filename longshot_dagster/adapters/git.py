@@ -16,8 +16,9 @@ import threading
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import IO, TYPE_CHECKING, BinaryIO
 
+from longshot_dagster.adapters.git_dialogue import Dialogue
 from longshot_dagster.core.display import display
 from longshot_dagster.core.errors import RepositoryError
 
@@ -28,8 +29,10 @@ LOCAL_TIMEOUT_S = 300
 NETWORK_TIMEOUT_S = 900
 KEEP_BYTES = 64 << 20
 OLDEST = (2, 38)  # merge-tree --write-tree
+AT_ONCE = 2 * (os.cpu_count() or 1)  # local commands of one process; two hundred threads would only thrash
 
 _NULL = os.devnull
+_places = threading.BoundedSemaphore(AT_ONCE)
 _ALWAYS = ("PATH", "TMPDIR", "GIT_TRACE2_EVENT", "GIT_EXEC_PATH")
 _FOR_CREDENTIALS = (
     *(
@@ -82,6 +85,16 @@ class Git:
     def __init__(self, directory: Path | None = None, *, network: bool = False) -> None:
         self.directory = directory
         self.network = network
+        self.trees: dict[str, str] = {}  # commit -> its tree, of those that have been looked at
+        self._dialogues: dict[tuple[str, ...], Dialogue] = {}
+
+    def dialogue(self, *args: str) -> Dialogue:
+        """`git ARGS`, a command that answers on stdout what it is asked on stdin, kept for more questions."""
+
+        def start(errors: IO[bytes]) -> "subprocess.Popen[bytes]":
+            return self._start(args, subprocess.PIPE, subprocess.PIPE, errors)
+
+        return self._dialogues.setdefault(args, Dialogue(start))
 
     def run(
         self,
@@ -101,21 +114,8 @@ class Git:
         Raises RepositoryError, one line, for an exit code not in `ok`, at the timeout, or when git is not installed.
         """
         timeout_s = timeout_s or (NETWORK_TIMEOUT_S if self.network else LOCAL_TIMEOUT_S)
-        with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as errors:
-            given.write(stdin)
-            given.seek(0)
-            try:
-                process = subprocess.Popen(
-                    [*self._command(), *args],
-                    stdin=given,
-                    stdout=into or subprocess.PIPE,
-                    stderr=errors,
-                    env={**environment(self.network), **(env or {})},
-                    cwd="/",
-                    start_new_session=True,  # no terminal to ask a password on; killed as a group
-                )
-            except FileNotFoundError as e:
-                raise RepositoryError("git is not installed, or not on PATH") from e
+        with self._place(), _given(stdin) as given, tempfile.TemporaryFile() as errors:
+            process = self._start(args, given, into or subprocess.PIPE, errors, env)
             with process, _deadline(process, timeout_s) as expired:
                 _limit(process, limits)
                 out, truncated = _read(process, keep)
@@ -128,6 +128,32 @@ class Git:
         if code not in ok and not truncated:
             raise RepositoryError(f"git {_verb(args)}: {reason(err) or f'exit code {code}'}")
         return ran
+
+    def _start(
+        self,
+        args: tuple[str, ...],
+        stdin: IO[bytes] | int,
+        stdout: IO[bytes] | int,
+        errors: IO[bytes],
+        env: Mapping[str, str] | None = None,
+    ) -> "subprocess.Popen[bytes]":
+        try:
+            return subprocess.Popen(
+                [*self._command(), *args],
+                stdin=stdin,
+                stdout=stdout,
+                stderr=errors,
+                bufsize=0,
+                env={**environment(self.network), **(env or {})},
+                cwd="/",
+                start_new_session=True,  # no terminal to ask a password on; killed as a group
+            )
+        except FileNotFoundError as e:
+            raise RepositoryError("git is not installed, or not on PATH") from e
+
+    def _place(self) -> contextlib.AbstractContextManager[object]:
+        """Those that wait for a network are few already, and must not keep others waiting."""
+        return contextlib.nullcontext() if self.network else _places
 
     def _command(self) -> list[str]:
         config = (*_CONFIG, *(_NETWORK_CONFIG if self.network else ()))
@@ -195,6 +221,17 @@ def objects(directory: Path) -> "Iterator[git.Repo]":
 
 
 @contextlib.contextmanager
+def _given(stdin: bytes) -> Iterator[IO[bytes] | int]:
+    if not stdin:
+        yield subprocess.DEVNULL
+        return
+    with tempfile.TemporaryFile() as file:
+        file.write(stdin)
+        file.seek(0)
+        yield file
+
+
+@contextlib.contextmanager
 def _deadline(process: "subprocess.Popen[bytes]", seconds: float) -> Iterator[threading.Event]:
     expired = threading.Event()
 
@@ -225,7 +262,7 @@ def _read(process: "subprocess.Popen[bytes]", keep: int) -> tuple[bytes, bool]:
         return b"", False
     parts: list[bytes] = []
     size = 0
-    while chunk := process.stdout.read1(1 << 16):  # type: ignore[attr-defined]  # buffered, though typed as IO
+    while chunk := process.stdout.read(1 << 16):
         parts.append(chunk[: keep - size])
         size += len(chunk)
         if size > keep:

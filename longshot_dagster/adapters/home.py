@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import socket
 import stat
 import tempfile
 from pathlib import Path
@@ -38,6 +39,11 @@ class Home:
     @property
     def leaving(self) -> Path:
         return self._folder("leaving")
+
+    @property
+    def restoring(self) -> Path:
+        """Ledgers that are being restored, and those that were put aside for one that was."""
+        return self._folder("restoring")
 
     @property
     def dagster(self) -> Path:
@@ -84,6 +90,11 @@ class Home:
 
     def leave_runtime(self) -> None:
         """Remove the folder of sockets once nothing serves one there any more; what is still in use stays."""
+        for path in (self._runtime / "t").glob("*/*.sock"):  # of workers whose process was killed
+            if not _is_served(path):
+                with contextlib.suppress(OSError):
+                    path.unlink()
+                    path.parent.rmdir()
         with contextlib.suppress(OSError):
             for folder in (self._runtime / "t", self._runtime):
                 if folder.exists():
@@ -106,8 +117,9 @@ class Home:
         """Raises WrongUse when it cannot be made, or when somebody else could have put things into it."""
         folder = self.root / name
         try:
-            self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
-            folder.mkdir(exist_ok=True, mode=0o700)
+            if not folder.is_dir():  # asked for at every step of every run
+                self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+                folder.mkdir(exist_ok=True, mode=0o700)
             found = [self.root.stat(), folder.lstat()]
         except OSError as e:
             raise WrongUse(
@@ -118,3 +130,15 @@ class Home:
                 f"LONGSHOT_HOME={self.root} belongs to somebody else or is open to others; take a folder of your own"
             )
         return folder
+
+
+def _is_served(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1)
+        try:
+            probe.connect(str(path))
+        except BlockingIOError:  # its queue is full
+            return True
+        except OSError:
+            return False
+    return True

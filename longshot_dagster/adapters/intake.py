@@ -1,10 +1,11 @@
 """How a worker's bundle enters the mirror: read, unpacked in a quarantine, proven harmless, and only then moved in."""
 
+import contextlib
 import shutil
 import tempfile
 from pathlib import Path
 
-from longshot_dagster.adapters.git import Git, Limits
+from longshot_dagster.adapters.git import LOCAL_TIMEOUT_S, Git, Limits
 from longshot_dagster.core.bundles import Bundle, read_bundle
 from longshot_dagster.core.contract import MAX_BUNDLE_BYTES, WORK_REF
 from longshot_dagster.core.errors import HostileBundle, RepositoryError
@@ -21,13 +22,12 @@ def work_ref(build: str, task: str) -> str:
     return f"refs/longshot/work/{build}/{task}"
 
 
-def take_in(mirror: Path, build: str, task: str, base: str, data: bytes) -> str:
-    """Import a worker's bundle into the bare repository `mirror`; returns its head, kept under `work_ref`.
+def take_in(git: Git, mirror: Path, build: str, task: str, base: str, data: bytes) -> str:
+    """Import a worker's bundle into the bare repository `mirror`, which is `git`'s; returns its head, kept under `work_ref`.
 
     Raises HostileBundle, leaving nothing behind, unless the bundle holds exactly refs/heads/work, builds on `base`,
     stays within the caps and passes git's strict checks (`.git` in a tree, a symlinked .gitmodules, missing objects).
     """
-    git = Git(mirror)
     bundle = read_bundle(data, WORK_REF)
     for commit in bundle.prerequisites:
         if commit != base and git.run("merge-base", "--is-ancestor", commit, base, ok=(0, 1, 128)).code != 0:
@@ -40,9 +40,15 @@ def take_in(mirror: Path, build: str, task: str, base: str, data: bytes) -> str:
         (quarantine / "pack").mkdir(parents=True)
         _unpack(git, quarantine, bundle)
         _prove(git, quarantine, bundle, base)
-        _move_in(git, mirror, quarantine, bundle)
-    git.run("update-ref", work_ref(build, task), bundle.head)
+        _move_in(mirror, quarantine)
+    point(git, work_ref(build, task), bundle.head)
     return bundle.head
+
+
+def point(git: Git, ref: str, oid: str) -> None:
+    """Make `ref` name a commit that is here, whatever it named before."""
+    moved = f"start\nupdate {ref} {oid}\nprepare\ncommit\n".encode()
+    git.dialogue("update-ref", "--stdin").ask(moved, b"commit: ok\n", keep=4096, timeout_s=LOCAL_TIMEOUT_S)
 
 
 def _surroundings(git: Git, quarantine: Path) -> dict[str, str]:
@@ -53,12 +59,15 @@ def _surroundings(git: Git, quarantine: Path) -> dict[str, str]:
 
 
 def _unpack(git: Git, quarantine: Path, bundle: Bundle) -> None:
+    """Every object is checked strictly, and that what it names is here, before the first of them exists for git."""
     if not bundle.objects:
         return
+    few = ("unpack-objects", "--strict", "-q")
+    many = ("index-pack", "--strict", "--stdin", "--fix-thin", "--threads=1")
     try:
         git.run(
             *("-c", "core.bigFileThreshold=8m", "-c", "core.packedGitLimit=256m"),
-            *("index-pack", "--strict", "--stdin", "--fix-thin", "--threads=1"),
+            *(few if bundle.objects < UNPACK_BELOW else many),
             f"--max-input-size={MAX_BUNDLE_BYTES}",
             stdin=bytes(bundle.pack),
             env=_surroundings(git, quarantine),
@@ -70,33 +79,42 @@ def _unpack(git: Git, quarantine: Path, bundle: Bundle) -> None:
 
 
 def _prove(git: Git, quarantine: Path, bundle: Bundle, base: str) -> None:
-    """The head is a commit on top of `base`, and everything it needs is here."""
+    """The head is a commit on top of `base`, and everything it needs is here.
+
+    One walk over all that the head has and the base has not tells it: it fails where anything is missing; a commit's
+    line holds its date and its parents, any other object's its id and no name, so that neither can pass for the other.
+    """
+    options = ("--objects", "--no-object-names", "--timestamp", "--parents")
     env = _surroundings(git, quarantine)
-    kind = git.run("cat-file", "-t", bundle.head, env=env, ok=(0, 128))
-    if kind.text != "commit":
-        raise HostileBundle("the bundle's ref is not a commit")
-    if git.run("merge-base", "--is-ancestor", base, bundle.head, env=env, ok=(0, 1, 128)).code != 0:
-        raise HostileBundle("the bundle's branch does not build on its base")
     try:
-        git.run("rev-list", "--objects", "--quiet", bundle.head, f"^{base}", env=env, limits=_LIMITS)
-        commits = git.run("rev-list", "--count", bundle.head, f"^{base}", env=env, limits=_LIMITS)
+        ran = git.run("rev-list", *options, bundle.head, f"^{base}", env=env, limits=_LIMITS)
     except RepositoryError as e:
         raise HostileBundle(f"the bundle was refused: {e}") from e
-    if int(commits.text) > MAX_COMMITS:
+    if ran.truncated:
+        raise HostileBundle("the branch holds more objects than can be counted")
+    listed = [line.split(" ") for line in ran.out.decode("ascii", "replace").splitlines()]
+    commits = {fields[1]: fields[2:] for fields in listed if len(fields) > 1}
+    if [bundle.head] in listed:
+        raise HostileBundle("the bundle's ref is not a commit")
+    if len(commits) > MAX_COMMITS:
         raise HostileBundle(f"the branch has more than {MAX_COMMITS} commits")
+    if bundle.head != base and not any(base in parents for parents in commits.values()):
+        raise HostileBundle("the bundle's branch does not build on its base")
 
 
-def _move_in(git: Git, mirror: Path, quarantine: Path, bundle: Bundle) -> None:
-    if not bundle.objects:
-        return
-    if bundle.objects < UNPACK_BELOW:
-        git.run("unpack-objects", "-q", stdin=bytes(bundle.pack), limits=_LIMITS)
-        return
-    # The index last: a pack without one does not exist for git.
-    files = sorted((quarantine / "pack").iterdir(), key=lambda f: f.suffix == ".idx")
-    for file in files:
-        if file.suffix in (".pack", ".rev", ".idx"):
-            file.rename(mirror / "objects" / "pack" / file.name)
+def _move_in(mirror: Path, quarantine: Path) -> None:
+    """What is there already stays; of a pack the index comes last, because without one it does not exist for git."""
+    for folder in quarantine.iterdir():
+        for file in sorted(folder.iterdir(), key=lambda f: f.suffix == ".idx"):
+            place = mirror / "objects" / folder.name / file.name
+            if (folder.name == "pack" and file.suffix not in (".pack", ".rev", ".idx")) or place.exists():
+                continue
+            try:
+                file.rename(place)
+            except FileNotFoundError:
+                with contextlib.suppress(FileExistsError):
+                    place.parent.mkdir()
+                file.rename(place)
 
 
 def _sweep(room: Path) -> None:

@@ -6,8 +6,7 @@ checkpoint, pushes both as one, and then writes what became of each task. A wait
 lander dies between push and ledger, the trailers on the landing branch tell the next one.
 """
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,12 +14,15 @@ from pydantic import BaseModel
 
 from longshot_dagster.adapters.branch import Branch
 from longshot_dagster.adapters.checkpoint import Checkpoint, Form, checkpoint_ref
-from longshot_dagster.adapters.documents import locked
-from longshot_dagster.adapters.landed import already_landed, landed_ref
+from longshot_dagster.adapters.documents import locked, rendered
+from longshot_dagster.adapters.intake import work_ref
+from longshot_dagster.adapters.landed import LandedHistory, landed_ref
 from longshot_dagster.adapters.ledger import BuildLedger
 from longshot_dagster.adapters.merger import Conflicted, Merged, Merger, Names, Unchanged
 from longshot_dagster.adapters.mirror import Mirror, Remote, Update
 from longshot_dagster.adapters.neighbours import Neighbours
+from longshot_dagster.adapters.orchestrator import DOCUMENT, Seat
+from longshot_dagster.adapters.unlanded import unlanded, work_updates
 from longshot_dagster.core import landing as policy
 from longshot_dagster.core.clock import Clock
 from longshot_dagster.core.errors import LedgerError, LostRace, RepositoryError, WrongUse
@@ -61,14 +63,23 @@ class Batch:
 
 
 class LandingQueue:
-    """Lands one build's tasks. Any number of threads and processes may hold one; they meet in the ledger and the mirror."""
+    """Lands one build's tasks. Any number of threads and processes may hold one; they meet in the ledger and the mirror.
 
-    def __init__(self, ledger: BuildLedger, request: BuildRequest, mirror: Mirror, clock: Clock) -> None:
+    `gather_s`: batches of this queue begin at least so many seconds apart; the first of a quiet time never waits.
+    """
+
+    def __init__(
+        self, ledger: BuildLedger, request: BuildRequest, mirror: Mirror, clock: Clock, gather_s: float = 0.0
+    ) -> None:
+        self.gather_s = gather_s
+        self._began: float | None = None  # the last batch of this queue, monotonic
         self.ledger = ledger
         self.request = request
         self.mirror = mirror
         self.clock = clock
         self._neighbours = Neighbours(ledger, request)
+        self._seat = Seat(mirror, request.build)
+        self._history: LandedHistory | None = None
         self._given: dict[str, Task] = {}
         self._landed: dict[str, LandingOutcome] = {}
 
@@ -84,6 +95,7 @@ class LandingQueue:
         queued = self._enqueue(task)
         if queued.settled:
             return queued
+        self._gather()
         with locked(self.mirror.landing_lock):
             return self._settle(task.id)
 
@@ -114,24 +126,26 @@ class LandingQueue:
             f"{self.mirror.target.branch} of {self.mirror.target.repository} moved {MAX_ROUNDS} times meanwhile"
         )
 
-    def checkpoint(self) -> str | None:
+    def checkpoint(self, held: bool | None = None) -> str | None:
         """Commit the ledger's facts and, when CHECKPOINT is remote, push them; called after every plan.
 
-        Returns why they could not be pushed, in one line: a checkpoint is never worth stopping a build for.
+        `held`: this home drives the build; None: it does while the build is under way. Returns why they could not be
+        pushed, in one line: a checkpoint is never worth stopping a build for. Raises TakenOver.
         """
         with locked(self.mirror.landing_lock):
             try:
-                return self._push_checkpoint(self._keeper())
+                return self._push_checkpoint(self._keeper(), held)
             except RepositoryError as e:
                 return str(e)
 
-    def _push_checkpoint(self, keeper: Checkpoint) -> str | None:
+    def _push_checkpoint(self, keeper: Checkpoint, held: bool | None) -> str | None:
         refused = None
         for _ in range(MAX_ROUNDS):
             remote = self._read_remote()
-            update = self._checkpoint_update(keeper, remote, {})
-            refused = self.mirror.push([update]) if update else None
+            updates = self._checkpoint_updates(keeper, remote, {}, {}, held)
+            refused = self.mirror.push(updates) if updates else None
             if refused is None:
+                self._note_beat(updates, held)
                 return None
             weaker = keeper.form().weaker
             if weaker is not None and self._read_remote() == remote:
@@ -153,6 +167,13 @@ class LandingQueue:
             self.ledger.save_landing(queued)
             return queued
 
+    def _gather(self) -> None:
+        """Wait until `gather_s` after the last batch began: one push then lands what many workers hand in meanwhile."""
+        if self._began is not None:
+            since = self.clock.monotonic() - self._began
+            if 0 <= since < self.gather_s:
+                self.clock.sleep(self.gather_s - since)
+
     def _settle(self, task: str) -> LandingOutcome:
         """Under the mirror's lock: whoever came before may have landed it."""
         for _ in range(2):
@@ -171,9 +192,12 @@ class LandingQueue:
             entries = self._queued()
             if not entries:
                 return {}
+            self._began = self.clock.monotonic()
             batch = self._merge_all(entries, self._read_remote(), keeper.form())
             if self._published(batch, keeper):
                 self._write(batch)
+                if self._history is not None:
+                    self._history.pushed(batch.remote.head, batch.head, batch.outcomes.values())
                 return batch.errors
         raise LostRace(
             f"{self.mirror.target.branch} of {self.mirror.target.repository} moved {MAX_ROUNDS} times while landing; "
@@ -209,12 +233,13 @@ class LandingQueue:
         build = self.request.build
         branch = self.mirror.target.branch
         refs = [checkpoint_ref(build, form, branch) for form in (Form.REFS, Form.BRANCH)]
-        return self.mirror.read_remote(*refs, landed_ref(build, "*"))
+        return self.mirror.read_remote(*refs, landed_ref(build, "*"), work_ref(build, "*"))
 
     def _merge_all(self, entries: list[Entry], remote: Remote, form: Form) -> Batch:
         batch = Batch(remote, remote.head)
         landings = {t: found for t in self.ledger.task_ids() if (found := self._landing(t)) is not None}
-        there = already_landed(self.mirror.git, self.request, remote)
+        self._history = self._history or LandedHistory(self.mirror.git, self.request)
+        there = self._history.at(remote)
         merger = Merger(self.mirror.git, self.clock.now())
         for entry in entries:
             known = landings | batch.outcomes
@@ -273,9 +298,9 @@ class LandingQueue:
         self, task: Task, branch: Branch, batch: Batch, landings: Mapping[str, LandingOutcome]
     ) -> policy.Ownership:
         """Who owns what beside `task`; of other builds on the branch only what a path outside its scope makes matter."""
-        ours = policy.ownership(task, self._all_tasks(), landings)
         if not policy.strays(branch.changes, task):
-            return ours
+            return policy.Ownership({}, {})  # nobody else is asked about
+        ours = policy.ownership(task, self._all_tasks(), landings)
         batch.beyond = batch.beyond or self._neighbours.holdings()
         return ours.beside(batch.beyond)
 
@@ -338,11 +363,12 @@ class LandingQueue:
             ref = landed_ref(build, task)
             updates.append(Update(ref, batch.remote.refs.get(ref), tip))
         settled = {f"tasks/{o.task}/landing.json": o for o in batch.outcomes.values()}
-        documents = {name: _document(found) for name, found in (batch.documents | settled).items()}
-        if update := self._checkpoint_update(keeper, batch.remote, documents):
-            updates.append(update)
+        documents = {name: rendered(found) for name, found in (batch.documents | settled).items()}
+        beside = self._checkpoint_updates(keeper, batch.remote, documents, batch.outcomes)
+        updates += beside
         refused = self.mirror.push(updates)
         if refused is None:
+            self._note_beat(beside)
             return True
         if self._read_remote() != batch.remote:
             return False
@@ -353,17 +379,39 @@ class LandingQueue:
         keeper.remember(weaker)
         return False
 
-    def _checkpoint_update(self, keeper: Checkpoint, remote: Remote, documents: Mapping[str, bytes]) -> Update | None:
-        """Commit a checkpoint; the update that publishes it, if it is to be published at all."""
-        form = keeper.form()
+    def _checkpoint_updates(
+        self,
+        keeper: Checkpoint,
+        remote: Remote,
+        documents: Mapping[str, bytes],
+        outcomes: Mapping[str, LandingOutcome],
+        held: bool | None = None,
+    ) -> list[Update]:
+        """Commit a checkpoint; what publishes it, first, with the work that has not landed. Raises TakenOver."""
+        form, now = keeper.form(), self.clock.now()
         if self.request.settings.checkpoint is CheckpointSetting.LOCAL or form is Form.NONE:
-            keeper.commit(keeper.local_head(), documents, self.clock.now())
-            return None
+            keeper.commit(keeper.local_head(), documents, now)
+            return []
         ref = checkpoint_ref(self.request.build, form, self.mirror.target.branch)
         parent = remote.refs.get(ref)
         if parent is not None:
             self.mirror.obtain(ref, parent)
-        return Update(ref, parent, keeper.commit(parent, documents, self.clock.now()))
+            self._seat.check(keeper, parent)
+        mine = {DOCUMENT: self._seat.document(now, not self._drives(held))}
+        update = Update(ref, parent, keeper.commit(parent, {**documents, **mine}, now))
+        if form is not Form.REFS:  # work is no branch of anybody's: it stays in the mirror
+            return [update]
+        waiting = unlanded(self.ledger, lambda t: outcomes.get(t) or self._landing(t))
+        here = {task: tip for task, tip in waiting.items() if self.mirror.has(tip)}
+        return [update, *work_updates(self.request.build, here, remote.refs)]
+
+    def _drives(self, held: bool | None) -> bool:
+        return self.ledger.state().under_way if held is None else held
+
+    def _note_beat(self, published: Sequence[Update], held: bool | None = None) -> None:
+        """Another process of this home need not look whose checkpoint this is."""
+        if published and published[0].new:
+            self._seat.noted(published[0].new, self.clock.now(), not self._drives(held))
 
     def _keeper(self) -> Checkpoint:
         return Checkpoint(self.mirror.git, self.mirror.path, self.ledger.directory, self.request.build)
@@ -398,10 +446,6 @@ class LandingQueue:
 def _text(task: Task, handoff: Handoff) -> str:
     """Subject and body of a commit of the queue's own."""
     return f"{task.description.strip().splitlines()[0]}\n\n{handoff.summary}"
-
-
-def _document(found: BaseModel) -> bytes:
-    return json.dumps(found.model_dump(mode="json"), ensure_ascii=False, indent=1).encode("utf-8", "replace")
 
 
 def _shown(paths: tuple[str, ...]) -> tuple[str, ...]:

@@ -6,23 +6,30 @@
                    tasks/<id>/{task,run,handoff,landing,interrupted,cancel}.json transcript.jsonl live.jsonl
                    sweeps/<n>.json
 
-A document is written to a temporary file, fsynced and renamed over its name. Everything but `state.json`, `landing.json`,
+                   quarantine/                            damaged documents, and what became of them (`mending.py`)
+
+A document is written to a temporary file, fsynced and renamed over its name, and ends with its checksum. Everything but `state.json`, `landing.json`,
 `failure.json` and, until there is a handoff, `run.json` and `interrupted.json`, is written once and never changes; a build
 that is reopened keeps its report as `earlier-report-<n>.json`. The root is a UPath: on an object store a write is atomic
 by itself, and locks, which only processes of one host need, are not taken.
 """
 
 import contextlib
+import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, TypeVar
 
+from pydantic import BaseModel, JsonValue, RootModel
 from upath import UPath
 
-from longshot_dagster.adapters.build_view import build_view, iteration_status
-from longshot_dagster.adapters.documents import written_at
+from longshot_dagster.adapters.build_view import Folded, fold, iteration_status
+from longshot_dagster.adapters.documents import append_line, parsed, written_at
+from longshot_dagster.adapters.quarantine import MISSING, Mended, numbers_lost, read_notes
 from longshot_dagster.adapters.task_documents import TaskDocuments
+from longshot_dagster.adapters.task_gists import gist_of, gists_of
 from longshot_dagster.core.errors import LedgerError, WrongUse
 from longshot_dagster.core.ids import IterationKey, check_build_id, parse_iteration_key
 from longshot_dagster.core.ledger_schema import unreadable
@@ -33,15 +40,24 @@ from longshot_dagster.core.models import (
     BuildReport,
     BuildRequest,
     BuildState,
+    Handoff,
     IterationFailure,
     MetricsSnapshot,
     Plan,
     RepoState,
     Sweep,
+    Task,
 )
+from longshot_dagster.core.sealing import opened, sealed
+from longshot_dagster.core.task_gist import TaskGist
 from longshot_dagster.version import __version__
 
 REPORT_PAGE = "report.html"
+M = TypeVar("M", bound=BaseModel)
+
+
+class Conversation(RootModel[JsonValue]):
+    """`planners/<planner>/<nnn>.json`: what it holds is its agent's business."""
 
 
 class Ledger:
@@ -59,7 +75,7 @@ class Ledger:
     def existing(self, build: str) -> "BuildLedger":
         """Raises WrongUse when no such build is recorded here, LedgerError when a newer version has written it."""
         found = self.build(build)
-        if not found.exists():
+        if not found.exists() and not found.restore_request():
             demo = self.root.parent / "demo"
             if (demo / "builds" / build).exists():
                 raise WrongUse(f"build {build!r} is a demo's; LONGSHOT_HOME={demo} has the command look there")
@@ -73,7 +89,7 @@ class Ledger:
         if not self.root.exists():
             return []
         for name in sorted(d.name for d in self.root.iterdir() if not self._still_finished(d)):
-            if name not in self._open and (self.root / name / "request.json").exists():
+            if name not in self._open and self._is_build(self.root / name):
                 self._open[name] = BuildLedger(self.root / name, name)
         for name, ledger in list(self._open.items()):
             written = written_at(ledger.directory / "state.json")
@@ -90,11 +106,14 @@ class Ledger:
         known = self._finished.get(directory.name)
         return bool(known) and known == written_at(directory / "state.json")
 
+    def _is_build(self, directory: UPath) -> bool:
+        return (directory / "request.json").exists() or BuildLedger(directory, directory.name).restore_request()
+
     def builds(self) -> list[str]:
         """Names of all builds, oldest first."""
         if not self.root.exists():
             return []
-        found = [BuildLedger(d, d.name) for d in self.root.iterdir() if (d / "request.json").exists()]
+        found = [BuildLedger(d, d.name) for d in self.root.iterdir() if self._is_build(d)]
         return [b.build for b in sorted(found, key=_age)]
 
 
@@ -105,12 +124,17 @@ def _age(ledger: "BuildLedger") -> tuple[float, str]:
         return 0.0, ledger.build
 
 
+def _sum_of(noted: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(noted, sort_keys=True).encode()).hexdigest()
+
+
 class BuildLedger(TaskDocuments):
     """One build's documents. Readers return None for what is not written yet and raise LedgerError for what is broken."""
 
     def __init__(self, directory: UPath, build: str) -> None:
         super().__init__(directory, build)
         self._readable = False
+        self._folded: Folded | None = None
 
     def exists(self) -> bool:
         return (self.directory / "request.json").exists()
@@ -119,7 +143,7 @@ class BuildLedger(TaskDocuments):
 
     def request(self) -> BuildRequest:
         self.check_version()
-        return self._must(BuildRequest, "request.json")
+        return self._must(BuildRequest, "request.json", frozen=True)
 
     def save_request(self, request: BuildRequest) -> None:
         self._write("request.json", request.model_copy(update={"schema_version": SCHEMA, "written_by": __version__}))
@@ -137,12 +161,15 @@ class BuildLedger(TaskDocuments):
         with contextlib.suppress(
             OSError, LedgerError
         ):  # neither a full disk nor a broken request keeps it from pausing
-            request = self._must(BuildRequest, "request.json")
-            if (request.schema_version, request.written_by) != (SCHEMA, __version__):
+            request, _ = parsed(BuildRequest, self._path("request.json").read_bytes())
+            if request and (request.schema_version, request.written_by) != (SCHEMA, __version__):
                 self.save_request(request)
 
     def state(self) -> BuildState:
-        return self._read(BuildState, "state.json") or BuildState()
+        found = self._read(BuildState, "state.json")
+        if found is None and self._path("phases.jsonl").exists():
+            found = self.mend_missing(BuildState, "state.json")
+        return found or BuildState()
 
     def update_state(self, change: Callable[[BuildState], BuildState]) -> BuildState:
         """Apply `change` to the newest state under the build's lock."""
@@ -153,18 +180,17 @@ class BuildLedger(TaskDocuments):
             if state != before:  # a sensor notes the newest failed run at every tick
                 self._write("state.json", state)
                 self._adopt()
-                if state.phase is not before.phase:
-                    self._note_phase(state)
+                self._note_state(state)
             return state
 
-    def _note_phase(self, state: BuildState) -> None:
-        """`state.json` tells only how the build stands now; this is its past, for people."""
+    def _note_state(self, state: BuildState) -> None:
+        """`state.json` tells only how the build stands now; this is its past: for people, and to write it anew from."""
         path = self._path("phases.jsonl")
         if isinstance(path, Path):  # an object store does not append
-            noted = state.model_dump(mode="json", include={"phase", "reason", "verdict"})
+            noted = {"at": self._path("state.json").stat().st_mtime, **state.model_dump(mode="json")}
             # A full disk must not keep a build from being paused for it.
-            with contextlib.suppress(OSError), path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"at": self._path("state.json").stat().st_mtime, **noted}) + "\n")
+            with contextlib.suppress(OSError):
+                append_line(path, {**noted, "sha256": _sum_of(noted)})
 
     def phases(self) -> list[tuple[float, BuildState]]:
         """(seconds since the epoch, phase with reason and verdict), oldest first; builds of older versions noted none."""
@@ -173,7 +199,8 @@ class BuildLedger(TaskDocuments):
         for line in path.read_bytes().splitlines() if path.exists() else ():
             with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):  # a line that a crash cut short
                 noted = json.loads(line)
-                found.append((float(noted.pop("at")), BuildState.model_validate(noted)))
+                if noted.pop("sha256", None) in (None, _sum_of(noted)):  # versions before wrote none
+                    found.append((float(noted.pop("at")), BuildState.model_validate(noted)))
         return found
 
     def report(self) -> BuildReport | None:
@@ -219,7 +246,8 @@ class BuildLedger(TaskDocuments):
         directory = self._path("iterations")
         if not directory.exists():
             return []
-        return sorted(parse_iteration_key(f"{self.build}.{d.name}") for d in directory.iterdir())
+        names = os.listdir(str(directory)) if self._root else [d.name for d in directory.iterdir()]  # noqa: PTH208
+        return sorted(parse_iteration_key(f"{self.build}.{name}") for name in names)
 
     def plan(self, key: IterationKey) -> Plan | None:
         return self._read(Plan, f"iterations/{key.short}/plan.json", frozen=True)
@@ -229,6 +257,10 @@ class BuildLedger(TaskDocuments):
         with self.lock("plan"):
             if existing := self.plan(key):
                 return existing
+            if any(self._path(f"tasks/{t}/handoff.json").exists() for t in self._tasks_of(plan)):
+                lost = self.mend_missing(Plan, f"iterations/{key.short}/plan.json")
+                assert lost is not None  # it was restored, or LedgerError was raised
+                return lost
             self._drop_unfinished(plan)
             for task in plan.tasks:
                 if self.task(task.id) is None:
@@ -238,10 +270,11 @@ class BuildLedger(TaskDocuments):
 
     def _drop_unfinished(self, plan: Plan) -> None:
         """Tasks of an earlier attempt that died before its manifest: nobody would ever work on them."""
-        for name in self.task_ids():
-            if (task := self.task(name)) and task.iteration == plan.iteration:
-                (self._path(f"tasks/{name}") / "task.json").unlink()
-                self._frozen.pop(f"tasks/{name}/task.json")
+        for name in self._tasks_of(plan):
+            (self._path(f"tasks/{name}") / "task.json").unlink()
+
+    def _tasks_of(self, plan: Plan) -> list[str]:
+        return [g.id for g in self.gists().values() if g.iteration == plan.iteration]
 
     def repo_state(self, key: IterationKey) -> RepoState | None:
         return self._read(RepoState, f"iterations/{key.short}/repo_state.json", frozen=True)
@@ -266,11 +299,19 @@ class BuildLedger(TaskDocuments):
 
     def planner_turn(self, planner: str, number: int) -> bytes | None:
         """The conversation of `planner` after round `number`, as its agent serialised it."""
-        path = self._path(f"planners/{planner}/{number:03d}.json")
-        return path.read_bytes() if path.exists() else None
+        name = f"planners/{planner}/{number:03d}.json"
+        path = self._path(name)
+        if not path.exists():
+            return None
+        data = path.read_bytes()
+        found, wrong = parsed(Conversation, data)
+        if found is not None:
+            return opened(data)[0]
+        mended = self._mended(Conversation, name, wrong)
+        return mended.model_dump_json().encode() if mended else None
 
     def save_planner_turn(self, planner: str, number: int, conversation: bytes) -> None:
-        self._write_bytes(f"planners/{planner}/{number:03d}.json", conversation)
+        self._write_bytes(f"planners/{planner}/{number:03d}.json", sealed(conversation))
 
     # --- sweeps ------------------------------------------------------------------------------------------------------
 
@@ -278,8 +319,12 @@ class BuildLedger(TaskDocuments):
         directory = self._path("sweeps")
         if not directory.exists():
             return []
-        numbers = sorted(int(f.stem) for f in directory.iterdir() if f.suffix == ".json" and f.stem.isdigit())
-        return [self._must(Sweep, f"sweeps/{n}.json", frozen=True) for n in numbers]
+        names = os.listdir(str(directory)) if self._root else [f.name for f in directory.iterdir()]  # noqa: PTH208
+        stems = (n.removesuffix(".json") for n in names if n.endswith(".json"))
+        found = (
+            self._read(Sweep, f"sweeps/{n}.json", frozen=True) for n in sorted(int(s) for s in stems if s.isdigit())
+        )
+        return [sweep for sweep in found if sweep is not None]
 
     def save_sweep(self, sweep: Sweep) -> None:
         self._write(f"sweeps/{sweep.number}.json", sweep)
@@ -287,15 +332,64 @@ class BuildLedger(TaskDocuments):
     def add_sweep(self, sweep: Sweep) -> Sweep:
         """Save it under the next free number."""
         with self.lock("sweep"):
-            numbered = sweep.model_copy(update={"number": max((s.number for s in self.sweeps()), default=0) + 1})
+            numbered = sweep.model_copy(
+                update={"number": max({0, *(s.number for s in self.sweeps()), *numbers_lost(self.directory)}) + 1}
+            )
             self.save_sweep(numbered)
             return numbered
 
+    # --- what was damaged --------------------------------------------------------------------------------------------
+
+    def _mended(self, model: type[M], name: str, wrong: str) -> M | None:
+        from longshot_dagster.adapters.mending import mend  # git, which a ledger that is whole need not know
+
+        return mend(self, model, name, wrong)
+
+    def mend_missing(self, model: type[M], name: str) -> M | None:
+        """Of a document that must have been written: as it was, or None when it counts as not written after all."""
+        return self._mended(model, name, MISSING)
+
+    def restore_request(self) -> bool:
+        """Is there a build whose request was lost, and is here again? One that has a state has had a request."""
+        if not self._root or not self._path("state.json").exists():
+            return False
+        with contextlib.suppress(LedgerError):
+            return self.mend_missing(BuildRequest, "request.json") is not None
+        return False
+
+    def restore_handoff(self, task: str) -> Handoff | None:
+        """The handoff that must have been there, because there is a landing; None when nothing holds it any more."""
+        with self.lock("landing"):  # whoever sets both aside holds it
+            if self.landing(task) is None:
+                return None
+            return self.newest_handoff(task) or self.mend_missing(Handoff, f"tasks/{task}/handoff.json")
+
+    def restore_task(self, task: str) -> None:
+        """The document of a task that a plan names."""
+        if self.task(task) is None:
+            self.mend_missing(Task, f"tasks/{task}/task.json")
+
+    def restore_plan(self, key: IterationKey) -> Plan | None:
+        """The plan that must have been there, because its tasks were worked on. Raises LedgerError when it is lost."""
+        with self.lock("plan"):
+            return self.plan(key) or self.mend_missing(Plan, f"iterations/{key.short}/plan.json")
+
+    def mended(self) -> list[Mended]:
+        """Every document that was found damaged, and what became of it, oldest first."""
+        return read_notes(self.directory)
+
     # --- the whole ---------------------------------------------------------------------------------------------------
 
+    def gists(self) -> Mapping[str, TaskGist]:
+        """How every task stands, sorted by task; costs what has changed since the last look of this process."""
+        if isinstance(self.directory, Path):
+            return gists_of(self.directory).look(self)
+        return {t: gist_of(self, t) for t in self.task_ids()}
+
     def view(self) -> BuildView:
-        """The fold's input, read from every document."""
-        return build_view(self)
+        """The fold's input; the same object while nothing has changed."""
+        self._folded = fold(self, self._folded)
+        return self._folded.view
 
     def iteration_status(self, key: IterationKey) -> IterationStatus | None:
         """How the current attempt of `key` stands; None when it was never opened."""

@@ -62,7 +62,7 @@ class Leftovers:
         return [
             Leftover(f"half-started build {folder.name}", folder, size_of(folder))
             for folder in sorted(self._home.builds.iterdir())
-            if folder.is_dir() and not (folder / "request.json").exists() and _age(folder) > _BEING_STARTED_S
+            if folder.is_dir() and not _has_begun(folder) and _age(folder) > _BEING_STARTED_S
         ]
 
     def _leases(self) -> list[Leftover]:
@@ -135,6 +135,11 @@ def _is_over(folder: Path) -> bool:
     except SandboxGone:
         return _age(folder) > _BEING_MADE_S
     return time.time() - ends_at > _BEING_MADE_S
+
+
+def _has_begun(folder: Path) -> bool:
+    """Also one whose request was lost: what is left of it is a person's to judge."""
+    return any((folder / name).exists() for name in ("request.json", "state.json", "quarantine", "tasks", "iterations"))
 
 
 def _age(path: Path) -> float:

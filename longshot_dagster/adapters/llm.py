@@ -25,6 +25,7 @@ _KEEP_OF_TOOL = 400
 _RECENT = 6  # messages whose tool results stay whole
 _PATIENCE = 8  # the gateway asks several endpoints several times; it gives up long before we do
 _TOOL_RETRIES = 10
+_GATEWAYS = 3  # that may die under one question
 _ROUND_HEADINGS = ("# Planning round ", "# Fix round ")
 
 
@@ -48,11 +49,13 @@ def converse(
     accept: Callable[[str], str],
     retries: int,
     max_requests: int,
+    comes_back: Callable[[], bool] = lambda: False,
 ) -> Conversation:
     """Say `message` after `history`, let the model use `tools`, and hear its answer out.
 
     `accept` gets the answer's text and returns "" or what the model is told to do better, `retries` times at most.
-    Raises ModelUnavailable, BudgetExhausted, PlanUnreadable (endless looking), each in one line.
+    `comes_back` waits for a gateway that has died; when it is true, the same is asked again. Raises ModelUnavailable,
+    BudgetExhausted, PlanUnreadable (endless looking), each in one line.
     """
     from pydantic_ai import Agent, ModelRetry, TextOutput, UsageLimits
     from pydantic_ai.exceptions import AgentRunError, UnexpectedModelBehavior, UsageLimitExceeded
@@ -64,7 +67,7 @@ def converse(
         return text
 
     async def run() -> "list[ModelMessage]":
-        async with _chat_model(socket, settings) as model:
+        async with _chat_model(socket, settings, comes_back) as model:
             agent = Agent(
                 model,
                 output_type=TextOutput(read),
@@ -97,9 +100,10 @@ def silent(build: str, settings: Settings, problem: str) -> ModelUnavailable:
 
 
 @contextlib.asynccontextmanager
-async def _chat_model(socket: str, settings: Settings) -> "AsyncIterator[Model]":
+async def _chat_model(socket: str, settings: Settings, comes_back: Callable[[], bool]) -> "AsyncIterator[Model]":
     import httpx2
     from openai import AsyncOpenAI
+    from pydantic_ai.exceptions import ModelAPIError, ModelHTTPError
     from pydantic_ai.models import ModelRequestParameters
     from pydantic_ai.models.openai import OpenAIChatModel
     from pydantic_ai.models.wrapper import WrapperModel
@@ -116,7 +120,15 @@ async def _chat_model(socket: str, settings: Settings) -> "AsyncIterator[Model]"
             model_settings: ModelSettings | None,
             model_request_parameters: ModelRequestParameters,
         ) -> Any:
-            return await super().request(compacted(messages), model_settings, model_request_parameters)
+            sent = compacted(messages)
+            for _ in range(_GATEWAYS):
+                try:
+                    return await super().request(sent, model_settings, model_request_parameters)
+                except ModelAPIError as e:
+                    # A gateway that has died in the middle of an answer is started again, and serves the same socket.
+                    if isinstance(e, ModelHTTPError) or not await asyncio.to_thread(comes_back):
+                        raise
+            return await super().request(sent, model_settings, model_request_parameters)
 
     # Endpoints differ in what they take of the interface; this is what all of them take. Two system messages, or one in
     # the middle of a conversation, are refused by strict chat templates.

@@ -1,11 +1,13 @@
 """Merges in memory: from a landing branch and a worker's branch to new commits or a described conflict, no work tree."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from longshot_dagster.adapters.branch import Branch, commit
+from longshot_dagster.adapters.branch import Branch, changed_paths, commit, entry_of, raw_changes
 from longshot_dagster.adapters.git import Git, read_blobs, version
+from longshot_dagster.adapters.object_store import GONE, graft, tree_of
 from longshot_dagster.core.errors import RepositoryError
-from longshot_dagster.core.landing import Split, commit_message
+from longshot_dagster.core.landing import Change, Split, commit_message
 from longshot_dagster.core.landing_records import Concern, ConcernKind, ConflictFile
 from longshot_dagster.core.models import MAX_LIST, MAX_TEXT
 from longshot_dagster.core.settings import MergeStrategy
@@ -165,6 +167,8 @@ class Merger:
         """Three-way merge of what `tip` did since `base` into `onto`."""
         if onto == base:
             return Clean(f"{tip}^{{tree}}")
+        if (side := self._beside(onto, tip, base)) is not None:
+            return Clean(side)
         ours, options = onto, [f"--merge-base={base}"]
         if version() < (2, 40):
             # This git finds the merge base by itself. A stand-in for `onto` whose only parent is `base` leaves it no choice.
@@ -180,6 +184,20 @@ class Merger:
             return Clean(ran.out.split(b"\0", 1)[0].decode().strip())
         return Conflicted(self._describe(ran.out.decode("utf-8", "surrogateescape")))
 
+    def _beside(self, onto: str, tip: str, base: str) -> str | None:
+        """The merged tree where the two sides need no merging at all; None where git has to decide.
+
+        Where neither side removes a path git sees no rename, of a file or a folder; where they also touch different
+        paths, none of them a folder of the other side's, its merge is what one side changed put into the other.
+        """
+        theirs = raw_changes(self.git, base, tip)
+        if not _keeps_all(theirs):
+            return None
+        ours = raw_changes(self.git, base, onto)
+        if not _keeps_all(ours) or not _apart({c.path for c in ours}, {c.path for c in theirs}):
+            return None
+        return graft(self.git, tree_of(self.git, onto), map(entry_of, theirs))
+
     def taken_back(self, onto: str, before: str, after: str) -> Clean | Conflicted:
         """Three-way merge of the way from `after` back to `before` into `onto`."""
         back = commit(
@@ -189,8 +207,7 @@ class Merger:
 
     def changed(self, old: str, new: str) -> tuple[str, ...]:
         """Paths that differ between two commits or trees."""
-        listed = self.git.run("diff-tree", "-r", "-z", "--name-only", "--no-renames", old, new).out
-        return tuple(p for p in listed.decode("utf-8", "surrogateescape").split("\0") if p)
+        return changed_paths(self.git, old, new)
 
     def renamed(self, old: str, new: str) -> dict[str, str]:
         """new name -> old name, as the landing branch renamed files between two commits."""
@@ -243,6 +260,24 @@ class Merger:
         blobs = read_blobs(self.git, small.values())
         found = (blobs.get(small.get(name, "")) for name in names)
         return [None if data is None or b"\0" in data else data.decode("utf-8", "replace") for data in found]
+
+
+def _keeps_all(changes: Iterable[Change]) -> bool:
+    """Are they additions and changes of files only?"""
+    return all(c.mode not in (GONE, "160000") for c in changes)
+
+
+def _apart(ours: set[str], theirs: set[str]) -> bool:
+    """Do the two share no path, and is none of one a folder of the other?"""
+    return ours.isdisjoint(theirs) and ours.isdisjoint(_folders(theirs)) and theirs.isdisjoint(_folders(ours))
+
+
+def _folders(paths: Iterable[str]) -> set[str]:
+    found: set[str] = set()
+    for path in paths:
+        while (path := path.rpartition("/")[0]) and path not in found:
+            found.add(path)
+    return found
 
 
 def _kinds(fields: list[str]) -> dict[str, str]:

@@ -1,6 +1,9 @@
 """One bare repository per target, shared by all builds on this host: fetches, bundles, intake, diffs, pushes."""
 
+import contextlib
 import re
+import threading
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +13,7 @@ from longshot_dagster.adapters.documents import locked, write_atomically
 from longshot_dagster.adapters.git import Git, reason
 from longshot_dagster.adapters.home import Home
 from longshot_dagster.adapters.intake import work_ref
+from longshot_dagster.adapters.object_store import compare_in_full, look_up
 from longshot_dagster.adapters.repository_reader import RepositoryReader
 from longshot_dagster.core.contract import BASE_REF
 from longshot_dagster.core.display import display
@@ -17,8 +21,11 @@ from longshot_dagster.core.errors import RepositoryError
 from longshot_dagster.core.models import MAX_DIFF, RepoState, Target
 
 KEEP_BUNDLES = 8
+PACK_EVERY = 4  # bundles
 _BUNDLE_AGE_S = 3600
 _MAX_FILES = 5_000
+_NOTHING = "0" * 40
+_MAX_TOLD = 8 << 20  # bytes of one diff that are taken through a dialogue
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,8 @@ class Mirror:
     """The bare mirror of `target`; made when first used. One instance may be shared by threads."""
 
     def __init__(self, home: Home, target: Target) -> None:
+        self._looking = threading.Lock()
+        self._looked: tuple[float, str] | None = None  # when it began (monotonic), the head it found
         self.target = target
         self.path = home.mirror_of(target.url)
         self._git = Git(self.path)
@@ -81,12 +90,23 @@ class Mirror:
 
     # --- the target --------------------------------------------------------------------------------------------------
 
-    def fetch(self) -> str:
+    def fetch(self, within_s: float = 0.0) -> str:
         """Head of the landing branch, or of the base branch while that does not exist; its objects are here then.
+
+        A look at the target that began less than `within_s` seconds ago answers too, unless this instance has pushed
+        since: workers that start together ask the target once. Whoever judges main asks anew.
 
         Raises RepositoryError when the target cannot be read or lacks both branches.
         """
-        return self.read_remote().head
+        asked = time.monotonic()
+        with self._looking:
+            looked = self._looked
+            if looked is not None and looked[0] > asked - within_s:
+                return looked[1]
+            began = time.monotonic()
+            head = self.read_remote().head
+            self._looked = (began, head)
+            return head
 
     def read_remote(self, *refs: str) -> Remote:
         """The landing branch's head (fetched) and whichever of `refs` (a trailing `*` matches the rest) exist."""
@@ -121,7 +141,7 @@ class Mirror:
     def has(self, oid: str) -> bool:
         """Is the commit here? A yes is remembered: nothing is ever removed from a mirror."""
         if oid not in self._present:
-            if self._git.run("cat-file", "-e", f"{oid}^{{commit}}", ok=(0, 1, 128)).code != 0:
+            if look_up(self.git, f"{oid}^{{commit}}") is None:
                 return False
             self._present.add(oid)
         return True
@@ -135,6 +155,7 @@ class Mirror:
         specs = [f"{u.new or ''}:{u.ref}" for u in updates]
         options = ("--porcelain", "--atomic", "--no-verify", "--no-recurse-submodules", "--no-signed")
         ran = self._network.run("push", *options, *leases, "--", self.target.url, *specs, ok=range(256))
+        self._looked = None
         if ran.code == 0:
             self._present.update(u.new for u in updates if u.new)
             return None
@@ -163,13 +184,33 @@ class Mirror:
                     options = ("--stdout", "--revs", "--delta-base-offset", "-q")
                     self._git.run("pack-objects", *options, stdin=f"{base}\n".encode(), into=file)
                 unfinished.rename(path)
-        _forget_old_bundles(folder)
+                self._pack_now_and_then(base)
+        _forget_old_bundles(folder, path)
         return path
+
+    def _pack_now_and_then(self, head: str) -> None:
+        """Every few bundles, put what has landed since the last time into one pack.
+
+        Each bundle searches and compresses all loose objects again: after 600 landings one cost ten times as much
+        without this.
+        """
+        note = self.path / "longshot-packed"
+        last, made = _packed(note)
+        if made + 1 < PACK_EVERY:
+            note.write_text(f"{last} {made + 1}", encoding="ascii")
+            return
+        since = f"^{last}\n" if last != _NOTHING and self.has(last) else ""
+        options = ("--revs", "--incremental", "--non-empty", "--delta-base-offset", "-q")
+        with contextlib.suppress(RepositoryError):  # only a saving
+            given = f"{head}\n{since}".encode()
+            self._git.run("pack-objects", *options, str(self.path / "objects/pack/pack"), stdin=given)
+            self._git.run("prune-packed", "-q")
+        note.write_text(f"{head} 0", encoding="ascii")
 
     def intake(self, build: str, task: str, base: str, bundle: bytes) -> str:
         """Import a worker's bundle; see `adapters/intake.py`. Returns its head; raises HostileBundle."""
         self._make()
-        head = intake.take_in(self.path, build, task, base, bundle)
+        head = intake.take_in(self._git, self.path, build, task, base, bundle)
         self._present.add(head)
         return head
 
@@ -181,13 +222,14 @@ class Mirror:
 
     def diff(self, base: str, head: str) -> Diff:
         """git's own account of what lies between two commits."""
+        told = compare_in_full(self.git, base, head, _MAX_TOLD)
+        if told is not None:
+            stat, _, patch = told.partition(b"\0\0")  # between fields, and no field is empty
+            return Diff(_bounded(patch.decode("utf-8", "replace")), _file_changes(stat.decode("utf-8", "replace")))
         options = ("--no-renames", "--no-ext-diff", "--no-textconv", "--no-color")
         stat = self.git.run("diff", "--raw", "--numstat", "-z", "--abbrev=40", *options, base, head).out
-        patch = self.git.run("diff", "-p", *options, base, head, keep=MAX_DIFF * 4)
-        text = patch.out.decode("utf-8", "replace")
-        if patch.truncated or len(text) > MAX_DIFF:
-            text = text[:MAX_DIFF] + "\n… the diff goes on; git has all of it"
-        return Diff(text, _file_changes(stat.decode("utf-8", "replace")))
+        text = self.git.run("diff", "-p", *options, base, head, keep=MAX_DIFF * 4).out.decode("utf-8", "replace")
+        return Diff(_bounded(text), _file_changes(stat.decode("utf-8", "replace")))
 
     def is_ancestor(self, a: str, b: str) -> bool:
         """Is `a` the same as `b` or part of its history?"""
@@ -240,6 +282,10 @@ def _names(pattern: str, ref: str) -> bool:
     return ref.startswith(pattern[:-1]) if pattern.endswith("*") else ref == pattern
 
 
+def _bounded(patch: str) -> str:
+    return patch if len(patch) <= MAX_DIFF else patch[:MAX_DIFF] + "\n… the diff goes on; git has all of it"
+
+
 def _file_changes(stat: str) -> tuple[FileChange, ...]:
     """Parse `git diff --raw --numstat -z`: all raw records (two fields each), then all counts (one field each)."""
     status: dict[str, str] = {}
@@ -253,9 +299,20 @@ def _file_changes(stat: str) -> tuple[FileChange, ...]:
     return tuple(FileChange(p, s, *lines.get(p, (0, 0))) for p, s in list(status.items())[:_MAX_FILES])
 
 
-def _forget_old_bundles(folder: Path) -> None:
-    """Keep the newest few; a worker that started within the hour may still be reading an older one."""
+def _packed(note: Path) -> tuple[str, int]:
+    """The head when landings were last packed, and how many bundles have been made since."""
+    try:
+        head, made = note.read_text(encoding="ascii").split(" ")
+        return head, int(made)
+    except (OSError, ValueError):
+        return _NOTHING, 0
+
+
+def _forget_old_bundles(folder: Path, made: Path) -> None:
+    """Keep the newest few and the one just `made`, whatever a clock that was set back says of its age; a worker that started
+    within the hour may still be reading an older one.
+    """
     found = sorted(folder.glob("*.bundle"), key=lambda f: f.stat().st_mtime, reverse=True)
     for old in found[KEEP_BUNDLES:]:
-        if found[0].stat().st_mtime - old.stat().st_mtime > _BUNDLE_AGE_S:
+        if old != made and found[0].stat().st_mtime - old.stat().st_mtime > _BUNDLE_AGE_S:
             old.unlink(missing_ok=True)

@@ -5,6 +5,8 @@ What comes out was written by an agent, so what is too large, missing or unreada
 
 import contextlib
 import json
+import os
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +33,7 @@ RETRIES = 2
 BACK_OFF_S = 2.0
 _SALVAGE_S = 90.0
 _SALVAGE_WHEN_STOPPED_S = 6.0  # somebody waits for the run to end
+_SALVAGES = threading.BoundedSemaphore(2 * (os.cpu_count() or 2))  # 200 at once would all miss their time
 _MARGIN_S = 600  # of a sandbox's lifetime, for what comes before and after the work
 _WORKER = Path(contract.WORKER)
 
@@ -55,15 +58,15 @@ def sandbox_for(
     tags: Mapping[str, str],
     work_s: float,
     sockets: Mapping[str, str] | None = None,
+    notes: Mapping[str, str] | None = None,
 ) -> Iterator[Sandbox]:
-    """A fresh sandbox that is gone afterwards; one that an earlier, killed process left for the same `tags` goes first."""
-    end_sandboxes(provider, tags)
+    """A fresh sandbox that is gone afterwards. It carries `tags` and `notes`, its name is made of `tags` alone."""
     able = provider.capabilities
     wanted: NetworkMode = "open" if settings.sandbox_network.value == "open" or "none" not in able.network else "none"
     sandbox = provider.create(
         SandboxSpec(
             name="-".join(tags.values()),
-            tags=tags,
+            tags={**tags, **(notes or {})},
             env={"LONGSHOT_NETWORK": wanted},
             network=wanted,
             lifetime_s=int(work_s) + _MARGIN_S,
@@ -76,7 +79,10 @@ def sandbox_for(
     try:
         yield sandbox
     finally:
-        sandbox.terminate()
+        with contextlib.suppress(
+            SandboxError
+        ):  # it ends with its build, or its lifetime; what came out of it is worth more
+            sandbox.terminate()
 
 
 def end_sandboxes(provider: SandboxProvider, tags: Mapping[str, str]) -> int:
@@ -107,17 +113,17 @@ def carry_out(
     except Cancelled:
         if order.mode is not Mode.WORK:
             raise
-        return _stopped(sandbox, order)
+        return stopped(sandbox, order)
     if _was_interrupted(sandbox, ran) and order.mode is Mode.WORK:
         salvage = order.model_copy(update={"mode": Mode.SALVAGE, "deadline_s": _SALVAGE_S})
         try:
             _run(sandbox, salvage, _SALVAGE_S, cancelled)
         except Cancelled:
-            return _stopped(sandbox, order)
-        return _collect(sandbox, order, None if ran.timed_out else _last_words(ran))
+            return stopped(sandbox, order)
+        return collect(sandbox, order, None if ran.timed_out else _last_words(ran))
     if ran.timed_out:
         return Delivery(None, f"nothing came back within {timeout_s:.0f} s", None, b"")
-    return _collect(sandbox, order, None)
+    return collect(sandbox, order)
 
 
 def retried(once: Callable[[int], T], failed: Callable[[str], T], clock: Clock, cancelled: Callable[[], bool]) -> T:
@@ -139,14 +145,24 @@ def retried(once: Callable[[int], T], failed: Callable[[str], T], clock: Clock, 
     raise AssertionError("unreachable: the last attempt returns")
 
 
-def _stopped(sandbox: Sandbox, order: WorkOrder) -> Delivery:
+def stopped(sandbox: Sandbox, order: WorkOrder) -> Delivery:
     """What a worker had done that somebody has just stopped; one that had finished at that moment has simply finished."""
     with contextlib.suppress(FileMissing, TooLarge):
         sandbox.read(contract.RESULT, max_bytes=contract.MAX_RESULT_BYTES)
-        return _collect(sandbox, order, None)
-    salvage = order.model_copy(update={"mode": Mode.SALVAGE, "deadline_s": _SALVAGE_WHEN_STOPPED_S})
-    _run(sandbox, salvage, _SALVAGE_WHEN_STOPPED_S, None)
-    return replace(_collect(sandbox, order, None), stopped=True)
+        return collect(sandbox, order)
+    return salvaged(sandbox, order)
+
+
+def salvaged(sandbox: Sandbox, order: WorkOrder, cancelled: Callable[[], bool] | None = None) -> Delivery:
+    """What lies in a sandbox in which no worker is at work any more; within seconds, unless nobody has `cancelled`."""
+    within_s = _SALVAGE_WHEN_STOPPED_S if cancelled is None else _SALVAGE_S
+    salvage = order.model_copy(update={"mode": Mode.SALVAGE, "deadline_s": within_s})
+    try:
+        with _SALVAGES if cancelled is None else contextlib.nullcontext():
+            _run(sandbox, salvage, within_s, cancelled)
+    except Cancelled:
+        return salvaged(sandbox, order)
+    return replace(collect(sandbox, order), stopped=True)
 
 
 def _run(
@@ -179,7 +195,8 @@ def _was_interrupted(sandbox: Sandbox, ran: ExecResult) -> bool:
     return False
 
 
-def _collect(sandbox: Sandbox, order: WorkOrder, crash: str | None) -> Delivery:
+def collect(sandbox: Sandbox, order: WorkOrder, crash: str | None = None) -> Delivery:
+    """What a worker has written; `crash` says how it ended when it was not by itself."""
     transcript = _optional(sandbox, contract.TRANSCRIPT, contract.MAX_TRANSCRIPT_BYTES)
     if isinstance(transcript, str):
         transcript = json.dumps({"type": "note", "text": f"no transcript is kept: {transcript}"}).encode() + b"\n"

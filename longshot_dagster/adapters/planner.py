@@ -193,6 +193,7 @@ class Planner:
                 accept=check.complaint,
                 retries=VALIDATION_RETRIES,
                 max_requests=self._max_requests,
+                comes_back=self._gateway.comes_back,
             )
             tokens = self._gateway.usage(build, account).total - before
         finally:

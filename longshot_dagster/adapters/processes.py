@@ -45,6 +45,15 @@ def carrying(variable: str, value: str) -> list[int]:
     return found
 
 
+def environment(pid: int) -> dict[str, str]:
+    """What `pid` was started with (Linux only; elsewhere, and of a stranger's process, nothing)."""
+    try:
+        words = (_PROC / str(pid) / "environ").read_bytes().split(b"\0")
+    except OSError:
+        return {}
+    return {name: value for name, found, value in (os.fsdecode(w).partition("=") for w in words) if found}
+
+
 def end_tree(pid: int, started: str | None, *, patience_s: float = 5.0) -> None:
     """Kill `pid` and everything below it, and wait until all are gone; nothing happens when `started` does not match."""
     if started is None or start_time(pid) != started:

@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from longshot_dagster.adapters.home import Home
+from longshot_dagster.adapters.installed_providers import load_provider
 from longshot_dagster.adapters.sandbox_local import LocalProvider
 from longshot_dagster.core.errors import SandboxRefused, WrongUse
 from longshot_dagster.core.sandbox import SandboxProvider
@@ -22,8 +23,11 @@ def make_provider(settings: Settings, origins: Mapping[str, Origin], home: Home)
 
     Raises WrongUse when it does not exist, does not work on this host, or cannot keep a setting that somebody chose.
     """
-    if settings.sandbox_provider is Provider.MODAL:
+    name = settings.sandbox_provider
+    if name == Provider.MODAL:
         raise WrongUse("SANDBOX_PROVIDER=modal is not built yet; use SANDBOX_PROVIDER=local")
+    if name not in tuple(Provider):
+        return _installed(name, settings, origins, home)
     provider = LocalProvider(home.sandboxes, settings.sandbox_isolation)
     try:
         isolation = provider.capabilities.isolation
@@ -32,9 +36,20 @@ def make_provider(settings: Settings, origins: Mapping[str, Origin], home: Home)
     not_enforced(settings, origins, provider)
     _check_readable(settings, home)
     note = "local sandboxes (bubblewrap)" if isolation == "namespace" else "local, NOT isolated: agents run as you"
-    if settings.sandbox_provider is Provider.AUTO:
+    if name == Provider.AUTO:
         note = f"auto: the Modal provider does not exist yet, using {note}"
     return provider, note
+
+
+def _installed(name: str, settings: Settings, origins: Mapping[str, Origin], home: Home) -> tuple[SandboxProvider, str]:
+    """A provider that somebody else's package brings."""
+    provider = load_provider(name)(settings, home.sandboxes)
+    if settings.readable_folders:
+        raise WrongUse(
+            f"SANDBOX_READABLE cannot be kept by {name} sandboxes: only local ones share folders of this host"
+        )
+    not_enforced(settings, origins, provider)
+    return provider, f"{name} sandboxes (an installed package brings them)"
 
 
 def _check_readable(settings: Settings, home: Home) -> None:

@@ -129,7 +129,8 @@ class LocalSandbox:
             cwd=cwd or meta["workdir"],
             env={**meta["env"], **(env or {})},
             network=meta["network"],
-            sockets=meta["sockets"],
+            # A gateway that has gone took its folder along; what it served is not there, and the rest can still be had.
+            sockets={inside: host for inside, host in meta["sockets"].items() if Path(host).parent.is_dir()},
             readable=meta.get("readable", ()),
         )
         began = time.monotonic()
@@ -179,12 +180,15 @@ class LocalSandbox:
     def terminate(self) -> None:
         with contextlib.suppress(FileNotFoundError):
             (self._directory / "meta.json").unlink()
+        self.end_commands()
+        _remove(self._directory)
+
+    def end_commands(self) -> None:
         for note in self.running.glob("[0-9]*") if self.running.exists() else ():
             with contextlib.suppress(FileNotFoundError):
                 end_tree(int(note.name), note.read_text(encoding="ascii"))
         if isinstance(self._confinement, Unconfined):
             kill(carrying(ROOT_VARIABLE, str(self.root)))
-        _remove(self._directory)
 
     def host_path(self, path: str) -> Path:
         """Where `path` of the sandbox lies on the host; for what we made ourselves, never for what an agent may have."""

@@ -10,7 +10,7 @@ import math
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -21,15 +21,18 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from longshot_dagster.adapters.home import Home
+from longshot_dagster.adapters.installed_providers import installed_providers
 from longshot_dagster.core.display import display, one_line
 from longshot_dagster.core.endpoints import Endpoint, parse_endpoints
 from longshot_dagster.core.errors import WrongUse
-from longshot_dagster.core.settings import Origin, Settings
+from longshot_dagster.core.settings import Origin, Provider, Settings
 
 FIELDS = {name.upper(): (name, info) for name, info in Settings.model_fields.items()}
 ENDPOINT_NAMES = ("LLM_BASE_URL", "LLM_API_KEY", "LLM_ENDPOINTS")
 DEFAULT_UI_PORT = 3000
 DEFAULT_BACKLOG_BUILDS = 2
+DEFAULT_EXECUTOR = "threaded"
+EXECUTORS = (DEFAULT_EXECUTOR, "multiprocess")
 # Of the process, not of a build: name -> (default, meaning).
 PROCESS = {
     "LLM_BASE_URL": ("", "URL of one OpenAI-compatible endpoint, like https://llm.example/v1"),
@@ -45,6 +48,10 @@ PROCESS = {
     "LONGSHOT_BACKLOG_BUILDS": (
         str(DEFAULT_BACKLOG_BUILDS),
         "builds of the backlog at once, paused ones included; 0 starts none (0 to 100)",
+    ),
+    "LONGSHOT_EXECUTOR": (
+        DEFAULT_EXECUTOR,
+        "how a run's steps are executed: threaded (in its own process) or multiprocess (a process each; costs far more)",
     ),
 }
 PROCESS_NAMES = tuple(PROCESS)
@@ -170,6 +177,19 @@ def ui_port(environ: Mapping[str, str], dotenv: Path | None = None) -> int:
     if not re.fullmatch(r"\d{1,5}", text) or int(text) > 65_535:
         raise WrongUse(f"LONGSHOT_UI_PORT={_shown(text)} is not a port; give 0 to 65535, 0 for any free one")
     return int(text)
+
+
+def executor_variable(environ: Mapping[str, str], dotenv: Path | None) -> dict[str, str]:
+    """For the environment of the stack, whose processes read no `.env`. Raises WrongUse."""
+    return {"LONGSHOT_EXECUTOR": executor(environ, dotenv)}
+
+
+def executor(environ: Mapping[str, str], dotenv: Path | None = None) -> str:
+    """LONGSHOT_EXECUTOR, one of EXECUTORS. Raises WrongUse."""
+    text = _process_values(environ, dotenv).get("LONGSHOT_EXECUTOR") or DEFAULT_EXECUTOR
+    if text not in EXECUTORS:
+        raise WrongUse(f"LONGSHOT_EXECUTOR={_shown(text)} is not one of {', '.join(EXECUTORS)}")
+    return text
 
 
 def backlog(environ: Mapping[str, str], dotenv: Path | None, where: Home, beside: Path | None = None) -> BacklogPlace:
@@ -334,15 +354,26 @@ def _parsed(name: str, value: object, origin: Origin) -> object:
             raise _wrong(name, value, origin, f"is not a number; give {range_of(info)}")
         return number
     if isinstance(kind, type) and issubclass(kind, Enum):
-        choices = [str(member.value) for member in kind]
-        if text.lower() not in choices:
-            close = difflib.get_close_matches(text.lower(), choices, 1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise _wrong(name, value, origin, f"is not one of {', '.join(choices)}{hint}")
-        return kind(text.lower())
+        return kind(_choice(name, text, value, origin, [str(member.value) for member in kind]))
     if not isinstance(value, str):
         raise _wrong(name, value, origin, "is not a text")
-    return text
+    return _provider(text, value, origin) if name == "sandbox_provider" else text
+
+
+def _provider(text: str, value: object, origin: Origin) -> str:
+    """The name of a provider that is built in or installed."""
+    known = [str(member.value) for member in Provider]
+    if text.lower() not in known:
+        known += installed_providers()  # looked for only now: it reads the metadata of every installed package
+    return _choice("sandbox_provider", text, value, origin, known)
+
+
+def _choice(name: str, text: str, value: object, origin: Origin, choices: Sequence[str]) -> str:
+    if text.lower() not in choices:
+        close = difflib.get_close_matches(text.lower(), choices, 1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise _wrong(name, value, origin, f"is not one of {', '.join(choices)}{hint}")
+    return text.lower()
 
 
 def _validated(values: dict[str, object], raw: Mapping[str, object], origins: Mapping[str, Origin]) -> Settings:

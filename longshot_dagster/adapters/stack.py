@@ -18,20 +18,22 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from longshot_dagster.adapters import processes
+from longshot_dagster.adapters import leases, processes
 from longshot_dagster.adapters.dagster_api import DagsterApi
 from longshot_dagster.adapters.documents import write_atomically
+from longshot_dagster.adapters.gateway_client import Gateway
 from longshot_dagster.adapters.home import Home
 from longshot_dagster.adapters.ledger import Ledger
 from longshot_dagster.adapters.settings import STACK_MARK, without_secrets
 from longshot_dagster.adapters.ui_access import UiAccess
 from longshot_dagster.core.display import display
+from longshot_dagster.core.ending import runs_end_s
 from longshot_dagster.core.endpoints import Endpoint, endpoints_to_wire
 from longshot_dagster.core.errors import LedgerError, LongshotError, WrongUse
 from longshot_dagster.version import __version__
 
 START_SECONDS = 120
-STOP_SECONDS = 18
+STOP_SECONDS = 10  # beside what the runs need
 
 
 class StackInfo(BaseModel):
@@ -150,13 +152,13 @@ def _wait_ready(home: Home) -> StackInfo:
 
 
 def stop(home: Home) -> bool:
-    """Stop the stack and everything it started; False when none runs."""
+    """Stop the stack and everything it started, or whatever a killed one has left; False when there was nothing."""
     pid = supervisor_pid(home)
     if not pid:
-        return False
+        return _end_left(home)
     info = read_info(home)
     os.kill(pid, signal.SIGTERM)
-    deadline = time.monotonic() + STOP_SECONDS + 5
+    deadline = time.monotonic() + ending_s(home) + STOP_SECONDS
     while (
         supervisor_pid(home) == pid or processes.start_time(pid) is not None
     ):  # it lets go of its lock a moment before it ends
@@ -167,7 +169,48 @@ def stop(home: Home) -> bool:
         time.sleep(0.05)
     if info and info.mark:
         processes.kill(processes.carrying(STACK_MARK, info.mark))
+    _end_left(home)
     return True
+
+
+def _end_left(home: Home) -> bool:
+    """Runs and the gateway outlive a supervisor that was killed. Builds pause, and runs keep what their workers have done."""
+    gateway, left = Gateway(home), _started_by_a_stack(home)
+    if not left and not gateway.alive():
+        home.leave_runtime()
+        return False
+    pause_builds(home, "Longshot was stopped (longshot down)")
+    held = {leases.holder(home, path.name.removeprefix("run-")) for path in home.leases.glob("run-*")}
+    for run in held & set(left):
+        if run:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(run, signal.SIGTERM)
+    deadline = time.monotonic() + ending_s(home)
+    while held & set(_started_by_a_stack(home)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    processes.kill(_started_by_a_stack(home))
+    with contextlib.suppress(LongshotError):
+        gateway.stop()
+    for path in home.runtime.glob("*.sock"):
+        path.unlink(missing_ok=True)
+    home.leave_runtime()
+    return True
+
+
+def _started_by_a_stack(home: Home) -> list[int]:
+    """Processes of this home that some supervisor has started, the running one or one before it."""
+    found = processes.carrying("LONGSHOT_HOME", str(home.root))
+    return [p for p in found if p != os.getpid() and STACK_MARK in processes.environment(p)]
+
+
+def ending_s(home: Home) -> float:
+    """Seconds that the runs of all builds may take to end: they keep what their workers have done."""
+    workers = [0]
+    with contextlib.suppress(LedgerError, OSError):
+        for ledger in Ledger(home.builds).unfinished():
+            with contextlib.suppress(LedgerError, WrongUse):  # one that cannot be read has no runs
+                workers.append(ledger.request().settings.max_workers)
+    return runs_end_s(max(workers))
 
 
 def pause_builds(home: Home, reason: str) -> list[str]:

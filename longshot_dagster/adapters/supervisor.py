@@ -21,9 +21,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from longshot_dagster.adapters import processes
+from longshot_dagster.adapters import processes, run_starter, waking
 from longshot_dagster.adapters.dagster_api import LOCATION, ApiUnavailable, DagsterApi
 from longshot_dagster.adapters.documents import write_atomically
+from longshot_dagster.adapters.endpoint_news import Hearing
 from longshot_dagster.adapters.gateway_client import Gateway
 from longshot_dagster.adapters.home import Home
 from longshot_dagster.adapters.loopback import free_port
@@ -33,6 +34,7 @@ from longshot_dagster.adapters.stack import (
     START_SECONDS,
     StackFailed,
     StackInfo,
+    ending_s,
     lock_path,
     pause_builds,
     save_info,
@@ -44,8 +46,8 @@ from longshot_dagster.core.errors import LongshotError, WrongUse
 from longshot_dagster.version import __version__
 
 TICK_SECONDS = 0.5
-RUNS_END_SECONDS = 13.0  # a little longer than runs take to keep what their workers have done
 SERVICES_END_SECONDS = 3.0
+LET_GO_SECONDS = 5.0  # a target that is out of reach longer finds out by itself that nobody drives its builds
 STEADY_SECONDS = 30.0  # a process that lived this long starts its back-off anew
 MAX_BACKOFF_SECONDS = 30.0
 MAX_LOG_BYTES = 8 << 20
@@ -109,12 +111,14 @@ class Supervisor:
                 self._say(f"port {self._wanted_port} is taken, using {port}")
             info = StackInfo(pid=os.getpid(), port=port, version=__version__, started=time.time(), mark=self._mark)
             save_info(self._home, info)
+            self._news = Hearing(self._home)
             try:
                 self._start(info)
                 if not self._stop.is_set():
                     info = self._noted(info, ready=True)
                     self._on_ready(info)
                 while not self._stop.wait(TICK_SECONDS):
+                    self._endpoints = self._news.newest() or self._endpoints
                     if self._tend():
                         info = self._noted(info, ready=True)
             except StackFailed as e:
@@ -133,12 +137,17 @@ class Supervisor:
         code = [python, "-m", "dagster", "api", "grpc", "--socket", str(self._socket), "-m", self._definitions]
         code += ["--location-name", LOCATION, "--use-python-environment-entry-point", "--empty-working-directory"]
         web = [python, "-m", "longshot_dagster.defs.webserver", "--port", str(info.port)]
-        daemon = [python, "-m", "dagster._daemon", "run"]
+        daemon = [python, "-m", "longshot_dagster.defs.daemon"]
+        starter = [python, "-m", "longshot_dagster.adapters.run_starter", "--module", self._definitions]
+        starter += ["--runs", "longshot_dagster.defs.launcher"]
         workspace = str(self._workspace)
         self._services = [
             Service("code server", code, log / "code-server.log"),
             Service("webserver", [*web, "--workspace", workspace], log / "webserver.log"),
-            Service("daemon", [*daemon, "-w", workspace], log / "daemon.log"),
+            Service("daemon", [*daemon, "--workspace", workspace], log / "daemon.log"),
+            Service(
+                "run starter", starter, log / "runs.log"
+            ),  # last: a run asked for before it has loaded waits for it
         ]
         api = DagsterApi(info.port, UiAccess(self._home).token(), timeout_s=10)
         self._spawn(self._services[0])
@@ -243,7 +252,7 @@ class Supervisor:
     # --- ending ------------------------------------------------------------------------------------------------------
 
     def _end(self, info: StackInfo) -> None:
-        """Builds pause, runs end politely, then processes; at most about fifteen seconds."""
+        """Builds pause, runs end politely, then processes; longer than about fifteen seconds only with many workers."""
         with contextlib.suppress(LongshotError):
             pause_builds(self._home, "Longshot was stopped (longshot down)")
         if any(s.name == "webserver" and s.alive for s in self._services):
@@ -260,18 +269,37 @@ class Supervisor:
                     os.killpg(service.process.pid, signal.SIGKILL)
                 service.process.wait()
         processes.kill(processes.carrying(STACK_MARK, self._mark))
+        self._let_go()
         with contextlib.suppress(LongshotError):
             self._gateway.stop()
-        self._socket.unlink(missing_ok=True)
+        self._news.close()
+        for left in (self._socket, run_starter.socket_path(self._home), waking.socket_path(self._home)):
+            left.unlink(missing_ok=True)
         self._home.leave_runtime()
 
     def _end_runs(self, api: DagsterApi) -> None:
-        deadline = time.monotonic() + RUNS_END_SECONDS
+        deadline = time.monotonic() + ending_s(self._home)
         with contextlib.suppress(LongshotError):
             api.terminate([r.id for r in api.active()])
             while api.active() and time.monotonic() < deadline:
                 time.sleep(0.2)
             api.terminate([r.id for r in api.active()], now=True)
+
+    def _let_go(self) -> None:
+        """Say on their targets that nobody drives the builds of this home any more, so that another may at once."""
+        if not any((self._home.root / "mirrors").glob("*.git/longshot-beat-*.json")):
+            return
+        argv = [sys.executable, "-P", "-m", "longshot_dagster.adapters.heartbeat", "--home", str(self._home.root)]
+        with (self._home.logs / "stack.log").open("ab") as log:
+            letting_go = subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._child_environment()
+            )
+        started = processes.start_time(letting_go.pid)
+        try:
+            letting_go.wait(LET_GO_SECONDS)
+        except subprocess.TimeoutExpired:
+            processes.end_tree(letting_go.pid, started)
+            letting_go.wait()
 
     # --- plumbing ----------------------------------------------------------------------------------------------------
 

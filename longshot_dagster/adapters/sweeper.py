@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Protocol
 
 from longshot_dagster.adapters.ledger import BuildLedger
-from longshot_dagster.adapters.order_run import carry_out, retried, sandbox_for
+from longshot_dagster.adapters.order_run import carry_out, end_sandboxes, retried, sandbox_for
 from longshot_dagster.core.clock import Clock
 from longshot_dagster.core.models import MAX_LINE, BuildRequest, Sweep
 from longshot_dagster.core.sandbox import SandboxProvider
@@ -40,6 +40,7 @@ def run_sweep(
         markers = tuple(mirror.files_with_conflict_markers(head))[:_MAX_MARKERS]
         # Numbers are given out when a sweep is saved: two iterations may sweep under the same one.
         tags = {"build": ledger.build, "iteration": iteration or "end", "sweep": str(number)}
+        end_sandboxes(provider, tags)  # of a process that was killed at this very sweep
         with sandbox_for(provider, request.settings, tags, order.deadline_s) as sandbox:
             delivery = carry_out(sandbox, order, mirror.bundle(head), order.deadline_s + 30, cancelled)
         result = delivery.result

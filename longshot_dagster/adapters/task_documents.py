@@ -1,11 +1,15 @@
 """The ledger's documents about single tasks: what was asked, who worked on it, what came back, whether it landed."""
 
+import contextlib
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from upath import UPath
 
-from longshot_dagster.adapters.documents import Documents, written_at
+from longshot_dagster.adapters.documents import Documents
 from longshot_dagster.adapters.exclusive import claim
+from longshot_dagster.adapters.task_gists import touch
 from longshot_dagster.core.errors import WrongUse
 from longshot_dagster.core.ids import check_task_id
 from longshot_dagster.core.landing_records import LandingOutcome, LandingState
@@ -22,10 +26,6 @@ _WORK = ("cancel.json", "interrupted.json", "run.json", "transcript.jsonl", "lan
 
 class TaskDocuments(Documents):
     """`tasks/<id>/` of one build's ledger."""
-
-    def __init__(self, directory: UPath, build: str) -> None:
-        super().__init__(directory, build)
-        self._stamps: dict[str, float] = {}
 
     def task_ids(self) -> list[str]:
         directory = self._path("tasks")
@@ -48,12 +48,11 @@ class TaskDocuments(Documents):
         self._write(f"tasks/{run.task}/run.json", run)
 
     def handoff(self, task: str) -> Handoff | None:
-        name = f"tasks/{task}/handoff.json"
-        written = written_at(self._path(name))
-        if self._stamps.get(name) != written:  # another process may have set it aside
-            self._stamps[name] = written
-            self._frozen.pop(name, None)
-        return self._read(Handoff, name, frozen=True)
+        return self._read(Handoff, f"tasks/{task}/handoff.json", frozen=True)
+
+    def newest_handoff(self, task: str) -> Handoff | None:
+        """Read and not kept: handoffs carry their diff, and a build has thousands."""
+        return self._read(Handoff, f"tasks/{task}/handoff.json")
 
     def save_handoff(self, handoff: Handoff) -> None:
         """Last of a worker's documents: with it, the task is never worked on again by itself."""
@@ -75,7 +74,8 @@ class TaskDocuments(Documents):
 
     def cancel_requested(self, task: str) -> bool:
         """Does a person want no more of the task? Asked several times a second of each task at work."""
-        return self._path(f"tasks/{task}/cancel.json").exists()
+        name = f"tasks/{task}/cancel.json"
+        return os.path.exists(f"{self._root}/{name}") if self._root else self._path(name).exists()  # noqa: PTH110 - often
 
     def request_cancel(self, task: str, at: float) -> None:
         """A worker at the task hands in what it has; one that has not begun hands in nothing. The first request stays."""
@@ -98,21 +98,22 @@ class TaskDocuments(Documents):
             while (directory / f"earlier-{number}").exists():
                 number += 1
             aside = directory / f"earlier-{number}"
-            for name in _WORK:
-                if (directory / name).exists():
-                    aside.mkdir(exist_ok=True)
-                    (directory / name).rename(aside / name)
-            self._frozen.pop(f"tasks/{task}/handoff.json", None)
+            with self._taken_up():
+                for name in _WORK:
+                    if (directory / name).exists():
+                        aside.mkdir(exist_ok=True)
+                        (directory / name).rename(aside / name)
             return aside
 
     def recall_work(self, task: str, aside: UPath) -> None:
         """Undo `forget_work`, unless the task has been handed in again since."""
         with self.lock("landing"):
             if self.handoff(task) is None and aside.exists():
-                for name in _WORK:
-                    if (aside / name).exists():
-                        (aside / name).rename(self._path(f"tasks/{task}/{name}"))
-                aside.rmdir()
+                with self._taken_up():
+                    for name in reversed(_WORK):  # a landing never stands without its handoff
+                        if (aside / name).exists():
+                            (aside / name).rename(self._path(f"tasks/{task}/{name}"))
+                    aside.rmdir()
 
     def earlier_work(self, task: str) -> list[tuple[UPath, WorkerRun | None, Handoff | None]]:
         """(folder, run, handoff) of whatever `forget_work` has set aside, oldest first."""
@@ -128,7 +129,17 @@ class TaskDocuments(Documents):
         return self._read(LandingOutcome, f"tasks/{task}/landing.json")
 
     def save_landing(self, landing: LandingOutcome) -> None:
-        self._write(f"tasks/{landing.task}/landing.json", landing)
+        with self._taken_up() if landing.state is LandingState.UNDONE else contextlib.nullcontext():
+            self._write(f"tasks/{landing.task}/landing.json", landing)
+
+    @contextlib.contextmanager
+    def _taken_up(self) -> Iterator[None]:
+        """Around a change of a task that may be over: readers look at such a one only when told (`task_gists.py`)."""
+        for done in (False, True):  # before it, too, because we may die in between
+            if isinstance(self.directory, Path):
+                touch(self.directory)
+            if not done:
+                yield
 
     def transcript(self, task: str) -> UPath:
         return self._path(f"tasks/{check_task_id(task)}/transcript.jsonl")

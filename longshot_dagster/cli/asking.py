@@ -50,7 +50,7 @@ def before_spending(
     if not _is_first(home, target):
         if assumed and target.kind is TargetKind.REMOTE:
             say(f"this checkout's origin is {target.url}; finished work lands on its branch {target.branch}")
-            _ask("Build there?")
+            ask("Build there?")
         return
     with waiting("reading the repository ..."):
         target, base, resolved = prepared(home, target, repository, resolved, build, land_on, SystemClock())
@@ -63,7 +63,7 @@ def before_spending(
         target,
         resolved.settings,
         sandboxes,
-        tuple(e.label for e in endpoints) or _served(home),
+        tuple(e.label for e in endpoints) or served(home),
         state.files,
         prompt("root-planner") + told,
         notes,
@@ -71,13 +71,13 @@ def before_spending(
     say("the first build on this repository:")
     for name, text in outlook_facts(outlook):
         say_under(f"  {name:<12}", text)
-    _ask("Start it?")
+    ask("Start it?")
 
 
-def _ask(question: str) -> None:
+def ask(question: str, otherwise: str = "nothing was started") -> None:
     """On stderr, as stdout may be a pipe. Raises WrongUse for a no."""
     if sys.stdin.isatty() and not click.confirm(question, default=True, err=True):
-        raise WrongUse("nothing was started; name another repository with --repo, or a branch with --land-on")
+        raise WrongUse(f"{otherwise}; name another repository with --repo, or a branch with --land-on")
 
 
 def _is_first(home: Home, target: Target) -> bool:
@@ -92,7 +92,7 @@ def _is_first(home: Home, target: Target) -> bool:
     return True
 
 
-def _served(home: Home) -> tuple[str, ...]:
+def served(home: Home) -> tuple[str, ...]:
     """The hosts that a running gateway serves."""
     try:
         return tuple(str(e["host"]) for e in Gateway(home).status()["endpoints"])

@@ -13,12 +13,12 @@ from longshot_dagster.cli.dashboard import screen
 from longshot_dagster.cli.showing import End, Lines, show
 from longshot_dagster.cli.terminal import say, waiting
 from longshot_dagster.cli.watching import BuildWatch
+from longshot_dagster.core.ending import runs_end_s
 from longshot_dagster.core.errors import LongshotError
 from longshot_dagster.core.report import EXIT_INTERRUPTED, EXIT_PAUSED, exit_code, summary_lines
 
 BUILD_TAG = "longshot/build"
 PARTITION_TAG = "dagster/partition"
-END_RUNS_SECONDS = 14.0  # a little longer than workers get to keep what they have done
 _LAST_RUN_SECONDS = 30.0
 
 
@@ -58,12 +58,12 @@ def _watch(home: Home, ledger: BuildLedger, dashboard: bool) -> None:
 def interrupt(ledger: BuildLedger, api: DagsterApi) -> None:
     """Pause the build, so that nothing new starts, and end its runs."""
     pause(ledger, "interrupted by Ctrl-C")
-    end_runs(ledger.build, api)
+    end_runs(ledger.build, api, ledger.request().settings.max_workers)
 
 
-def end_runs(build: str, api: DagsterApi) -> None:
+def end_runs(build: str, api: DagsterApi, workers: int = 1) -> None:
     """Every run of the build has ended when this returns, unless one takes no notice; its workers have kept their work."""
-    deadline = time.monotonic() + END_RUNS_SECONDS
+    deadline = time.monotonic() + runs_end_s(workers)
     with contextlib.suppress(LongshotError), waiting("ending its workers; what they have done is kept ..."):
         api.terminate([r.id for r in runs_of(api, build)])
         while (left := runs_of(api, build)) and time.monotonic() < deadline:

@@ -160,14 +160,30 @@ def status(name: str | None, as_json: bool) -> int:
 
 
 @cli.command()
-@click.argument("build")
+@click.argument("build", required=False)
 @click.option("--max-tokens", metavar="N", help="new budget of the build (MAX_TOKENS_PER_BUILD; 0: none)")
 @click.option("--dashboard", is_flag=True, help="follow it on one screen")
-def resume(build: str, max_tokens: str | None, dashboard: bool) -> int:
-    """Go on with a paused or interrupted build."""
+@click.option("--repo", metavar="PATH|URL", help="where a build of another machine has its checkpoint")
+@_land_on
+@click.option("--take-over", is_flag=True, help="though another installation drives it; that one stops")
+@_yes
+def resume(
+    build: str | None,
+    max_tokens: str | None,
+    dashboard: bool,
+    repo: str | None,
+    land_on: str | None,
+    take_over: bool,
+    yes: bool,
+) -> int:
+    """Go on with a paused or interrupted build, also with one of another machine.
+
+    Without BUILD, list what the repository (--repo, or the checkout you are in) has to be resumed.
+    """
     from longshot_dagster.cli import resuming
 
-    return resuming.resume(build, max_tokens, dashboard)
+    elsewhere = resuming.Elsewhere(repo, land_on, take_over, yes)
+    return resuming.resume(build, max_tokens, dashboard, elsewhere)
 
 
 @cli.command("continue")

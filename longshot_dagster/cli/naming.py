@@ -6,7 +6,7 @@ from longshot_dagster.adapters.ledger import Ledger
 from longshot_dagster.core.errors import WrongUse
 from longshot_dagster.core.ids import parse_task_partition, task_partition
 
-_LIKE_A_TASK = re.compile(r"[rf]\d{3}-\d{2}(-\d{3}-\d{2})*")
+_LIKE_A_TASK = re.compile(r"[rf]\d{3}-\d{2,4}(-\d{3}-\d{2,4})*")
 _NAMED = 5
 
 

@@ -1,4 +1,5 @@
-"""`longshot resume BUILD`: a paused build goes on where it stood; one that is under way is followed.
+"""`longshot resume BUILD`: a paused build goes on where it stood; one that is under way is followed; one of another
+machine is restored from its checkpoint first.
 
 `longshot continue BUILD` is the same without the following.
 """
@@ -6,13 +7,15 @@
 import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
 from longshot_dagster.adapters import leases, settings, stack
 from longshot_dagster.adapters.dagster_api import ActiveRun, DagsterApi
 from longshot_dagster.adapters.home import Home
 from longshot_dagster.adapters.ledger import BuildLedger, Ledger
 from longshot_dagster.adapters.ui_access import UiAccess
-from longshot_dagster.cli import serving
+from longshot_dagster.cli import restoring, serving
 from longshot_dagster.cli.dashboard import check_terminal
 from longshot_dagster.cli.following import (
     BUILD_TAG,
@@ -33,11 +36,31 @@ from longshot_dagster.core.steering import orphans
 _CANCELING_SECONDS = 30.0
 
 
-def resume(build: str, max_tokens: str | None, dashboard: bool = False) -> int:
-    """Exit code of the build, followed to its end. Raises WrongUse."""
+@dataclass(frozen=True)
+class Elsewhere:
+    """Where a build that is not here may be, and what a person has said about that."""
+
+    repo: str | None = None
+    land_on: str | None = None
+    take_over: bool = False
+    yes: bool = False
+
+
+def resume(
+    build: str | None, max_tokens: str | None, dashboard: bool = False, elsewhere: Elsewhere = Elsewhere()
+) -> int:
+    """Exit code of the build, followed to its end; without a name, what a repository has to be resumed is listed.
+
+    Raises WrongUse.
+    """
+    if build is None:
+        return restoring.show_builds(elsewhere.repo, elsewhere.land_on)
     if dashboard:
         check_terminal()
-    return _woken(build, max_tokens, lambda home, api, _: follow(home, build, api, dashboard=dashboard))
+    name = build
+    return _woken(
+        name, max_tokens, lambda home, api, _: follow(home, name, api, dashboard=dashboard), elsewhere=elsewhere
+    )
 
 
 def go_on(build: str) -> int:
@@ -54,11 +77,16 @@ def go_on(build: str) -> int:
     return _woken(build, None, say_where)
 
 
-def _woken(build: str, max_tokens: str | None, then: Callable[[Home, DagsterApi, bool], int]) -> int:
+def _woken(
+    build: str,
+    max_tokens: str | None,
+    then: Callable[[Home, DagsterApi, bool], int],
+    elsewhere: Elsewhere = Elsewhere(),
+) -> int:
     """What `then` returns of (home, API, was it woken?); a build that has finished is shown instead."""
     dotenv = settings.default_dotenv()
     home = settings.home(os.environ, dotenv)
-    ledger = Ledger(home.builds).existing(build)
+    ledger = _here(home, dotenv, build, elsewhere)
     if ledger.state().phase is BuildPhase.FINISHED:
         say(f"{build} has finished already")
         return conclude(home, ledger)
@@ -69,6 +97,24 @@ def _woken(build: str, max_tokens: str | None, then: Callable[[Home, DagsterApi,
     with interruptible():
         api = stack.api(home, serving.in_background(home, dotenv, endpoints))
         return then(home, api, _go_on(home, ledger, api))
+
+
+def _here(home: Home, dotenv: Path | None, build: str, elsewhere: Elsewhere) -> BuildLedger:
+    """The build's ledger, as new as any. Raises WrongUse while another installation drives it, or when there is none."""
+    arrival = restoring.Arrival(home, dotenv, take_over=elsewhere.take_over, yes=elsewhere.yes)
+    builds = Ledger(home.builds)
+    if not builds.build(build).exists():
+        if (home.root / "demo" / "builds" / build).exists():
+            builds.existing(build)  # says where it is
+        configured = settings.resolve({}, {}, os.environ, dotenv, None).settings.git_repo_url
+        repository = restoring.repository_of(build, elsewhere.repo, configured)
+        with interruptible():
+            return arrival.from_repository(build, repository, elsewhere.land_on)
+    ledger = builds.existing(build)
+    if ledger.state().phase is not BuildPhase.PAUSED:
+        return ledger  # under way here, or finished: its next push asks whose it is
+    with interruptible():
+        return arrival.caught_up(ledger)
 
 
 def _go_on(home: Home, ledger: BuildLedger, api: DagsterApi) -> bool:

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from longshot_dagster.adapters import settings, stack
+from longshot_dagster.adapters import endpoint_news, settings, stack
 from longshot_dagster.adapters.gateway_client import Gateway
 from longshot_dagster.adapters.home import Home
 from longshot_dagster.adapters.settings import BacklogPlace
@@ -54,11 +54,12 @@ def up(detach: bool, home: Home | None = None) -> int:
             home,
             port=port,
             endpoints=endpoints,
-            environ={**os.environ, **backlog.variables},
+            environ={**os.environ, **backlog.variables, **settings.executor_variable(os.environ, dotenv)},
             dotenv=settings.inheritable(dotenv),
             say=say,
             on_ready=ready,
         ).run()
+    _tidy(home)
     say("stopped")
     return 0
 
@@ -72,6 +73,7 @@ def in_background(
     """
     port, inherited = settings.ui_port(os.environ, dotenv), settings.inheritable(dotenv)
     environ = {**os.environ, **(backlog or backlog_place(home, dotenv)).variables}
+    environ |= settings.executor_variable(os.environ, dotenv)
     with waiting(_STARTING):
         return stack.ensure(home, endpoints, port=port, environ=environ, dotenv=inherited, say=say)
 
@@ -84,6 +86,8 @@ def model_reachable(home: Home, endpoints: Sequence[Endpoint]) -> None:
     gateway = Gateway(home)
     before = {e["host"] for e in gateway.status()["endpoints"]} if endpoints and gateway.alive() else set()
     gateway.ensure(endpoints or None)
+    if endpoints:
+        endpoint_news.tell(home, endpoints)  # a gateway that dies is started again with these
     if before and before != {e.host for e in endpoints}:
         say(
             f"from now on every build here asks {', '.join(e.host for e in endpoints)}, not {', '.join(sorted(before))}"
@@ -116,8 +120,21 @@ def down(home: Home | None = None) -> int:
         say("stopping Longshot; builds under way are paused ...")
     with waiting("ending runs and processes ..."):
         stopped = stack.stop(home)
+    _tidy(home)
     say("stopped" if stopped else "Longshot is not running")
     return 0
+
+
+def _tidy(home: Home) -> None:
+    """No sandbox stays behind; what killed workers had done is kept for their builds."""
+    if not any((home.root / "sandboxes").glob("sb-*")):
+        return
+    from longshot_dagster.adapters.tidying import tidy  # git, which few commands need
+
+    with waiting("keeping what killed workers had done ..."):
+        kept = tidy(home)
+    if kept:
+        say(f"kept what killed workers had done of {', '.join(kept[:5])}{' and others' if len(kept) > 5 else ''}")
 
 
 def ui(plain: bool) -> int:

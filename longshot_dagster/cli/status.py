@@ -9,18 +9,27 @@ from typing import Any
 import click
 
 from longshot_dagster.adapters import settings, stack
+from longshot_dagster.adapters.checkpoint import Checkpoint, Form
+from longshot_dagster.adapters.exclusive import held_since
+from longshot_dagster.adapters.git import Git
 from longshot_dagster.adapters.home import Home
 from longshot_dagster.adapters.ledger import BuildLedger, Ledger
 from longshot_dagster.adapters.shared_main import waits_for
+from longshot_dagster.adapters.unlanded import unlanded
 from longshot_dagster.cli.naming import build_or_task
-from longshot_dagster.cli.terminal import say
+from longshot_dagster.cli.terminal import say, say_under
 from longshot_dagster.core.display import one_line
 from longshot_dagster.core.errors import LedgerError
 from longshot_dagster.core.landing_records import LandingState
 from longshot_dagster.core.models import BuildPhase
-from longshot_dagster.core.report import duration, headline, waiting_for
+from longshot_dagster.core.report import duration, gist_waits_for, headline
+from longshot_dagster.core.settings import Checkpoint as CheckpointSetting
+from longshot_dagster.core.standing import AtWork, Standing, explained
+from longshot_dagster.core.task_gist import TaskGist
 
 _WIDEST, _NARROW, _NARROWEST = 70, 20, 8
+_MOST_TASKS = 12  # a terminal of 24 lines shows what is said about the build, too
+_DONE = tuple(s.value for s in (LandingState.LANDED, LandingState.NOOP, LandingState.SUPERSEDED))
 _GAP = "  "
 
 
@@ -67,8 +76,7 @@ def _build_row(ledger: BuildLedger) -> dict[str, Any]:
     row: dict[str, Any] = {"build": ledger.build, "error": ""}
     try:
         request, state = ledger.request(), ledger.state()
-        # Delegated tasks have no branch of their own to land; one that proved atomic has a landing.
-        landings = [(ledger.existing_task(t), ledger.landing(t)) for t in ledger.task_ids()]
+        gists = ledger.gists().values()
     except LedgerError as e:
         return (
             row
@@ -86,8 +94,9 @@ def _build_row(ledger: BuildLedger) -> dict[str, Any]:
         "request": request.request[:200],
         "repository": request.target.url,
         "branch": request.target.branch,
-        "tasks": sum(not task.delegated or landing is not None for task, landing in landings),
-        "landed": sum(x is not None and x.state is LandingState.LANDED for _, x in landings),
+        # Delegated tasks have no branch of their own to land; one that proved atomic has a landing.
+        "tasks": sum(not g.delegated or g.landing is not None for g in gists),
+        "landed": sum(g.landing is LandingState.LANDED for g in gists),
         "created_at": request.created_at,
         "rehearsal": request.rehearsal,
     }
@@ -97,11 +106,12 @@ def _show_build(home: Home, ledger: BuildLedger, task: str | None, as_json: bool
     row = _build_row(ledger)
     if row["error"]:
         raise LedgerError(row["error"])
-    tasks = [_task_row(ledger, t, BuildPhase(row["phase"])) for t in ledger.task_ids() if task in (None, t)]
+    tasks = [_task_row(g, BuildPhase(row["phase"])) for g in ledger.gists().values() if task in (None, g.id)]
     report = ledger.report()
+    facts = explained(_standing(home, ledger, {t["task"]: t["why"] for t in tasks})) if task is None else []
     if as_json:
         shown = report.model_dump(mode="json") if report else None
-        click.echo(json.dumps({**row, "task_list": tasks, "report": shown}, indent=1))
+        click.echo(json.dumps({**row, "explained": dict(facts), "task_list": tasks, "report": shown}, indent=1))
         return
     say(f"{row['build']}: {row['verdict'] or row['phase']}" + (f" ({row['reason']})" if row["reason"] else ""))
     if row["rehearsal"]:
@@ -109,36 +119,74 @@ def _show_build(home: Home, ledger: BuildLedger, task: str | None, as_json: bool
     say(f"{row['branch']} of {row['repository']}")
     if report:
         say(headline(report))
-    if tasks:
+    for name, text in facts:
+        say_under(f"  {name:<10}", text)
+    shown_tasks = _worth_a_line(tasks)
+    if shown_tasks:
         columns = {"task": "task", "handoff": "handoff", "landing": "landing", "why": "waits for / why"}
-        if not any(t["why"] for t in tasks):
+        if not any(t["why"] for t in shown_tasks):
             del columns["why"]
         columns["description"] = "what"
-        table(list(columns.values()), [[t[name] for name in columns] for t in tasks])
-    if row["phase"] == BuildPhase.RUNNING and (mender := waits_for(home, ledger)):
-        say(f"main is red, and build {mender} mends it; this one waits for that")
+        table(list(columns.values()), [[t[name] for name in columns] for t in shown_tasks])
+    if mended := ledger.mended():
+        more = f" (and {len(mended) - 1} more: longshot logs {row['build']})" if len(mended) > 1 else ""
+        say(f"{mended[-1].line}{more}")
+    if len(shown_tasks) < len(tasks):
+        say(f"and {len(tasks) - len(shown_tasks)} more tasks; --json has them all")
     if row["phase"] == BuildPhase.PAUSED:
         say(f"to go on: longshot resume {row['build']}")
 
 
-def _task_row(ledger: BuildLedger, name: str, phase: BuildPhase) -> dict[str, str]:
-    task, handoff, landing = ledger.existing_task(name), ledger.handoff(name), ledger.landing(name)
+def _worth_a_line(tasks: list[dict[str, str]]) -> list[dict[str, str]]:
+    """All, if they fit a screen; else the first of those that are not done."""
+    if len(tasks) <= _MOST_TASKS:
+        return tasks
+    return [t for t in tasks if t["landing"] not in _DONE][:_MOST_TASKS]
+
+
+def _standing(home: Home, ledger: BuildLedger, why: dict[str, str]) -> Standing:
+    view, state, now = ledger.view(), ledger.state(), time.time()
+    working = []
+    for task in view.tasks:
+        if task.handoff is None and ledger.at_work(task.id) and (lock := ledger.work_lock(task.id)) is not None:
+            working.append(AtWork(task.id, ledger.request().settings.sandbox_provider, now - held_since(lock)))
+    return Standing(
+        view,
+        reason=state.reason,
+        why=why,
+        at_work=tuple(working),
+        driven=stack.running(home) is not None,
+        mender=waits_for(home, ledger) if state.phase is BuildPhase.RUNNING else "",
+        only_here=_only_here(home, ledger),
+    )
+
+
+def _only_here(home: Home, ledger: BuildLedger) -> int:
+    """Finished work that no push has taken along, because the target accepts branches only."""
+    request = ledger.request()
+    mirror = home.mirror_of(request.target.url)
+    form = Checkpoint(Git(mirror), mirror, ledger.directory, ledger.build).form()
+    if form is Form.REFS or request.settings.checkpoint is CheckpointSetting.LOCAL:
+        return 0
+    return len(unlanded(ledger, ledger.landing))
+
+
+def _task_row(gist: TaskGist, phase: BuildPhase) -> dict[str, str]:
     return {
-        "task": name,
-        "kind": task.kind.value,
-        "handoff": handoff.status.value if handoff else _so_far(ledger, name),
-        "landing": landing.state.value if landing else ("delegated" if task.delegated else "-"),
-        "why": waiting_for(task, handoff, landing, phase),
-        "description": task.description.strip().partition("\n")[0][:200],
+        "task": gist.id,
+        "kind": gist.kind.value,
+        "handoff": gist.handoff.value if gist.handoff else _so_far(gist),
+        "landing": gist.landing.value if gist.landing else ("delegated" if gist.delegated else "-"),
+        "why": gist_waits_for(gist, phase),
+        "description": gist.title,
     }
 
 
-def _so_far(ledger: BuildLedger, task: str) -> str:
+def _so_far(gist: TaskGist) -> str:
     """Of a task that was not handed in."""
-    if ledger.cancel_requested(task):
+    if gist.cancelled:
         return "(cancelled)"
-    done = ledger.interrupted(task)
-    return f"{done.status.value} (interrupted)" if done else "-"
+    return f"{gist.interrupted.value} (interrupted)" if gist.interrupted else "-"
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -14,10 +14,11 @@ from longshot_dagster.adapters.dagster_api import ENDED, DagsterApi
 from longshot_dagster.adapters.home import Home
 from longshot_dagster.adapters.ledger import BuildLedger, Ledger
 from longshot_dagster.cli import serving
-from longshot_dagster.cli.following import BUILD_TAG, END_RUNS_SECONDS, end_runs, interruptible, kept
+from longshot_dagster.cli.following import BUILD_TAG, end_runs, interruptible, kept
 from longshot_dagster.cli.naming import build_or_task, named_task
 from longshot_dagster.cli.terminal import say, waiting
 from longshot_dagster.core.display import one_line
+from longshot_dagster.core.ending import runs_end_s
 from longshot_dagster.core.errors import LongshotError, WrongUse
 from longshot_dagster.core.ids import IterationKey, task_partition
 from longshot_dagster.core.landing_records import LandingOutcome, LandingState
@@ -73,7 +74,7 @@ def _cancel_build(home: Home, ledger: BuildLedger, as_json: bool) -> int:
         )
     ledger.update_state(_cancelled_by_hand)
     if info := stack.running(home):
-        end_runs(build, stack.api(home, info))
+        end_runs(build, stack.api(home, info), ledger.request().settings.max_workers)
     if as_json:
         state = ledger.state()
         _print({"build": build, "phase": state.phase.value, "reason": state.reason, "kept": ledger.kept_work()})
@@ -226,7 +227,7 @@ def _given_up(api: DagsterApi, ledger: BuildLedger, name: str, run: str) -> int:
     """Ctrl-C: the task is again what it was before."""
     with contextlib.suppress(KeyboardInterrupt, LongshotError):
         api.terminate([run])
-        deadline = time.monotonic() + END_RUNS_SECONDS
+        deadline = time.monotonic() + runs_end_s(1)
         while api.status(run) not in ENDED and time.monotonic() < deadline:
             time.sleep(_LOOK_SECONDS)
     say(f"interrupted; {name} is as it was; to try again: longshot retry {task_partition(ledger.build, name)}")

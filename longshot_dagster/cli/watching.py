@@ -71,6 +71,7 @@ class BuildWatch:
         self._ended: dict[str, float] = {}
         self._phase = BuildPhase.RUNNING
         self._noted = 0
+        self._mended = 0
         self.tally = Tally()
 
     def look(self) -> list[str]:
@@ -91,6 +92,10 @@ class BuildWatch:
             sweeps = self._ledger.sweeps()
             found += [events.swept(s) for s in sweeps if s.number in new]
             self.tally.sweep = sweeps[-1]
+        if self._changed("quarantine/notes.jsonl"):
+            notes = self._ledger.mended()
+            found += [events.mended(n.document, n.line, n.at) for n in notes[self._mended :]]
+            self._mended = len(notes)
         if self._changed("state.json"):
             found += self._state(self._ledger.state())
         return sorted(found, key=lambda e: e.at)

@@ -3,9 +3,12 @@
     in    ORDER      work order (this module's WorkOrder, camelCase)
           BUNDLE_IN  git bundle with one ref, refs/heads/base: the commit to start from with its history
           WORKER     the worker itself, a zipapp
+          ATTENDANT  the same zipapp; `attend` follows a worker that has outlived its orchestrator until it has ended
     out   RESULT     WorkResult; hostile: read with a size limit, validated here
           BUNDLE_OUT git bundle base..head with one ref, refs/heads/work; absent when nothing was committed
           TRANSCRIPT JSON lines of the harness's events; the worker's standard output has the same lines as they happen
+
+RESULT is written last and in one piece: where it is, BUNDLE_OUT and TRANSCRIPT are whole.
 
 Modes: `work` does a task; `sweep` only runs the checks on the base; `salvage` commits and bundles what a killed worker
 left behind.
@@ -33,6 +36,7 @@ DIRECTORY = "/longshot"
 ORDER = "/longshot/order.json"
 BUNDLE_IN = "/longshot/in.bundle"
 WORKER = "/longshot/worker.pyz"
+ATTENDANT = "/longshot/attendant.pyz"
 SOCKET = "/longshot/gateway/model.sock"
 OUT = "/longshot/out"
 RESULT = "/longshot/out/result.json"

@@ -5,7 +5,8 @@
     ├── BuildPaused                the build cannot go on by itself, nothing is lost                exit 5
     │   ├── ModelUnavailable       no endpoint gives a usable answer (401, 429, 5xx, empty, hang)
     │   ├── PlanUnreadable         the model answered, but never with a plan
-    │   └── BudgetExhausted        MAX_TOKENS_PER_BUILD is spent
+    │   ├── BudgetExhausted        MAX_TOKENS_PER_BUILD is spent
+    │   └── TakenOver              another installation drives the build now
     ├── RepositoryError            git failed: unreachable, rejected push, corrupt objects
     │   ├── LostRace               main moved between merge and push; merge again
     │   └── HostileBundle          a worker's bundle broke a rule and was refused whole
@@ -50,6 +51,10 @@ class PlanUnreadable(BuildPaused):
 
 class BudgetExhausted(BuildPaused):
     """Raised when the token budget of the build is spent."""
+
+
+class TakenOver(BuildPaused):
+    """Raised when another installation has put its checkpoint where ours was: it drives the build from now on."""
 
 
 class RepositoryError(LongshotError):

@@ -50,6 +50,11 @@ def started(request: BuildRequest) -> Event:
     return Event(request.created_at, "started", line, facts, detail=True)
 
 
+def mended(document: str, line: str, at: float) -> Event:
+    """A damaged document of the ledger was found, and something was done about it."""
+    return Event(at, "mended", _shown(line), {"document": document})
+
+
 def planned(key: IterationKey, plan: Plan, at: float) -> Event:
     delegated = [t.id for t in plan.tasks if t.delegated]
     facts = {

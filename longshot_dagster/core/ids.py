@@ -16,7 +16,9 @@ ROOT = "root"
 FIX = "fix"
 
 _BUILD = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,46}[a-z0-9])?")
-_TASK = re.compile(r"[rf]\d{3}-\d{2}(?:-\d{3}-\d{2}){0,2}")
+MAX_POSITION = 1_000  # tasks that one iteration may name
+
+_TASK = re.compile(r"[rf]\d{3}-\d{2,4}(?:-\d{3}-\d{2,4}){0,2}")
 _SLUG_LIMIT = 32  # keeps `<prefix><build>/<task>` far below git's and file systems' limits
 
 
@@ -60,8 +62,8 @@ def check_task_id(task: str) -> str:
 
 def task_id(key: IterationKey, position: int) -> str:
     """Id of the `position`-th task (from 1) that iteration `key` plans."""
-    if not 1 <= position <= 99:
-        raise ValueError(f"an iteration plans 1 to 99 tasks, not number {position}")
+    if not 1 <= position <= MAX_POSITION:
+        raise ValueError(f"an iteration plans 1 to {MAX_POSITION} tasks, not number {position}")
     prefix = {ROOT: "r", FIX: "f"}.get(key.planner, f"{key.planner}-")
     return check_task_id(f"{prefix}{key.number:03d}-{position:02d}")
 

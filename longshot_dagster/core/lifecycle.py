@@ -13,8 +13,9 @@ from longshot_dagster.core.ids import FIX, ROOT, IterationKey
 from longshot_dagster.core.landing_records import LandingState
 from longshot_dagster.core.models import BuildPhase, HandoffStatus
 
-ROOT_REPLANS_AFTER = 3  # new handoffs (seed/architecture.txt, "default: 3")
+ROOT_REPLANS_AFTER = 3  # new handoffs at least (seed/architecture.txt, "default: 3")
 SUBPLANNER_REPLANS_AFTER = 1
+REPLANS_AFTER_SHARE = 10  # one new handoff for so many tasks still at work; see `replans_after`
 SUBPLANNER_MAX_ITERATIONS = 20
 MAX_DEPTH = 3
 DELEGATE_FROM = 4  # files in scope
@@ -130,6 +131,14 @@ def next_steps(view: BuildView) -> list[Step]:
     return steps
 
 
+def opens_work(view: BuildView) -> bool:
+    """Is something due that is not under way, and that need not wait for the next look at main's health?"""
+    known = {i.key for i in view.iterations}
+    return any(
+        not isinstance(s, RunIteration) or (s.key not in known and s.key.planner != FIX) for s in next_steps(view)
+    )
+
+
 def planner_done(view: BuildView, planner: str) -> bool:
     """Has `planner` said, with every handoff before it, that nothing is left to plan (or used up its iterations)?"""
     rounds = _rounds(view, planner)
@@ -171,6 +180,17 @@ def _fixable_sweep(view: BuildView) -> int | None:
     return s.number if s.regression and view.finalize_attempt == 0 and tried < REGRESSION_ROUNDS else None
 
 
+def replans_after(planner: str, unsettled: int) -> int:
+    """New handoffs after which `planner` is asked again while `unsettled` of its tasks are not settled yet.
+
+    The specification's number, and a tenth of what is still at work where that is more: a plan of a thousand tasks would
+    otherwise be looked at anew every second, each time with next to nothing to say, by a process and a model that cost
+    something. Up to 39 tasks (19 of a subplanner's) it is the specification's own.
+    """
+    least = ROOT_REPLANS_AFTER if planner == ROOT else SUBPLANNER_REPLANS_AFTER
+    return max(least, unsettled // REPLANS_AFTER_SHARE)
+
+
 def _planning(view: BuildView, planner: str) -> list[Step]:
     rounds = _rounds(view, planner)
     if not rounds:
@@ -182,9 +202,8 @@ def _planning(view: BuildView, planner: str) -> list[Step]:
         return [] if planner == ROOT else [CloseParent(planner)]
     if len(rounds) >= _max_rounds(view, planner):
         return []
-    unseen, active = _unseen(view, planner), _owned_active(view, planner)
-    enough = ROOT_REPLANS_AFTER if planner == ROOT else SUBPLANNER_REPLANS_AFTER
-    if len(unseen) >= enough or (unseen and not active):
+    unseen, unsettled = _unseen(view, planner), sum(not t.settled for t in _owned(view, planner))
+    if len(unseen) >= replans_after(planner, unsettled) or (unseen and not unsettled):
         return [RunIteration(IterationKey(view.build, planner, last.key.number + 1), 1)]
     return []
 

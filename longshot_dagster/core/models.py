@@ -15,7 +15,8 @@ from longshot_dagster.core.display import one_line
 from longshot_dagster.core.errors import WrongUse
 from longshot_dagster.core.settings import Origin, Settings
 
-SCHEMA = 2  # of the ledger; a reader knows this one and the one before it
+SCHEMA = 3  # of the ledger: 2 has undone landings, 3 has checksums
+OLDEST_SCHEMA = 1  # that this version reads
 
 MAX_REQUEST = 100_000
 MAX_TEXT = 20_000
@@ -23,6 +24,7 @@ MAX_LINE = 2_000
 MAX_DIFF = 400_000  # characters shown in a handoff; git holds the whole of it
 MAX_LIST = 200
 MAX_PATH = 4_096
+MAX_TASKS = ids.MAX_POSITION  # of one plan: a bound, not advice; the prompts ask for what can be specified now
 MAX_SUBJECT = 72  # of a commit: git's own habit
 
 Oid = Annotated[str, StringConstraints(pattern=r"^(?:[0-9a-f]{40}|[0-9a-f]{64})$")]
@@ -170,7 +172,7 @@ class PlanReply(Wire):
     """What a planner answers."""
 
     scratchpad: Annotated[str, StringConstraints(max_length=60_000)] = ""
-    tasks: list[PlannedTask] = Field(default_factory=list, max_length=60)
+    tasks: list[PlannedTask] = Field(default_factory=list, max_length=MAX_TASKS)
 
 
 class TaskKind(StrEnum):
@@ -223,8 +225,12 @@ class Plan(Record):
 
     @property
     def dispatched(self) -> tuple[Task, ...]:
-        """The tasks that go to workers, in priority order."""
-        return tuple(sorted((t for t in self.tasks if not t.delegated), key=lambda t: (t.priority, t.id)))
+        """The tasks that go to workers, by priority and then as they were planned."""
+        return tuple(sorted((t for t in self.tasks if not t.delegated), key=lambda t: t.priority))
+
+    def given(self, task: str) -> Task | None:
+        """The task as a worker gets it; None when the plan has none of that name for a worker."""
+        return next((t for t in self.tasks if t.id == task and not t.delegated), None)
 
 
 # --- handoffs --------------------------------------------------------------------------------------------------------

@@ -9,11 +9,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from longshot_dagster.core.display import display
-from longshot_dagster.core.models import PlannedTask, PlanReply
+from longshot_dagster.core.models import MAX_TASKS, PlannedTask, PlanReply
 
-MAX_REPLY = 400_000  # characters looked at
+MAX_REPLY = 2_000_000  # characters looked at: a thousand tasks at length
 MAX_SCRATCHPAD = 60_000
-MAX_TASKS = 60
 _MAX_STARTS = 2_000  # places at which JSON is looked for; a hostile answer is nothing but brackets
 _MAX_PROBLEMS = 10
 

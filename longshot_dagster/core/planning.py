@@ -23,7 +23,7 @@ from longshot_dagster.core.models import (
     TaskKind,
 )
 
-MAX_CONFLICT_FIXES = 90  # an iteration names at most 99 tasks, and check fixes need room
+MAX_CONFLICT_FIXES = 90  # of one iteration; the others wait for the next, on a main where these have landed
 _MAX_OBJECTIONS = 10
 _MAX_FIX_TEXT = 60_000
 _DONE = (LandingState.LANDED, LandingState.NOOP, LandingState.SUPERSEDED)
@@ -87,10 +87,12 @@ def outside_of(task: PlannedTask, parent: Task) -> tuple[str, ...]:
 
 def _overlaps(tasks: Sequence[PlannedTask], rules: Rules) -> list[str]:
     found = []
+    near = scope.Neighbours()
     for n, task in enumerate(tasks):
-        for m in range(n):
-            if shared := scope.overlap(task.scope, tasks[m].scope):
-                found.append(f"tasks[{m}] and tasks[{n}] both change {_names(shared)}: they would conflict")
+        for m in near.of(task.scope):
+            shared = scope.overlap(task.scope, tasks[m].scope)
+            found.append(f"tasks[{m}] and tasks[{n}] both change {_names(shared)}: they would conflict")
+        near.add(n, task.scope)
         for active in rules.active:
             # A subplanner's own task, and those above it, cover its parts by nature.
             above = rules.key.planner == active.id or rules.key.planner.startswith(active.id + "-")
@@ -121,7 +123,7 @@ def plan_tasks(
     kept = [t for t in reply.tasks if parent is None or not outside_of(t, parent)]
     return tuple(
         _task(planned, key, request, kind, first_position + n, unlanded)
-        for n, planned in enumerate(kept[: 100 - first_position])
+        for n, planned in enumerate(kept[: ids.MAX_POSITION + 1 - first_position])
     )
 
 

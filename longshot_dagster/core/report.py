@@ -21,6 +21,7 @@ from longshot_dagster.core.models import (
     WorkerRun,
 )
 from longshot_dagster.core.reviewing import review_steps
+from longshot_dagster.core.task_gist import TaskGist
 from longshot_dagster.core.usage import Usage
 
 Health = Literal["green", "red", "unchecked"]
@@ -236,7 +237,7 @@ def cost(usd: float | None) -> str:
 
 def duration(seconds: float) -> str:
     """`1 h 02 min`, `3 min 04 s`, `12 s`."""
-    whole = int(seconds)
+    whole = max(0, int(seconds))  # a clock that was set back in between
     if whole >= 3600:
         return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
     if whole >= 60:
@@ -246,15 +247,25 @@ def duration(seconds: float) -> str:
 
 def waiting_for(task: Task, handoff: Handoff | None, landing: LandingOutcome | None, phase: BuildPhase) -> str:
     """Why a task is where it is, for `longshot status`; empty once nothing more happens to it."""
-    if handoff is None:
+    state, reason = (landing.state, landing.reason) if landing else (None, "")
+    return _waiting_for(task.delegated, handoff is not None, state, reason, phase)
+
+
+def gist_waits_for(gist: TaskGist, phase: BuildPhase) -> str:
+    """The same of a task of which only the gist was read."""
+    return _waiting_for(gist.delegated, gist.handoff is not None, gist.landing, gist.reason, phase)
+
+
+def _waiting_for(delegated: bool, handed_in: bool, state: LandingState | None, reason: str, phase: BuildPhase) -> str:
+    if not handed_in:
         stopped = phase in (BuildPhase.PAUSED, BuildPhase.FINISHED)
-        if task.delegated:
+        if delegated:
             return f"its subplanner {'has stopped' if stopped else 'plans its parts'}"
         return f"not handed in; {phase.value}" if stopped else "a worker's slot, or its worker is at it"
-    if task.delegated and landing is None:
+    if delegated and state is None:
         return ""
-    if landing is None or landing.state is LandingState.QUEUED:
+    if state is None or state is LandingState.QUEUED:
         return "its turn to land"
-    if landing.state is LandingState.CONFLICT:
-        return "a fix task for its conflict" if phase is not BuildPhase.FINISHED else landing.reason
-    return landing.reason if landing.state in (LandingState.WITHHELD, LandingState.UNDONE) else ""
+    if state is LandingState.CONFLICT:
+        return "a fix task for its conflict" if phase is not BuildPhase.FINISHED else reason
+    return reason if state in (LandingState.WITHHELD, LandingState.UNDONE) else ""

@@ -14,7 +14,7 @@ class Capabilities:
     network: frozenset[str]
     enforces_cpu: bool
     enforces_memory: bool
-    survives_client: bool
+    survives_client: bool  # do commands run on when the process that started them dies?
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,9 @@ class Sandbox(Protocol):
     def read(self, path: str, *, max_bytes: int) -> bytes:
         """Raises FileMissing, TooLarge, SandboxGone. Never follows a link out of the sandbox."""
 
+    def end_commands(self) -> None:
+        """End every command that still runs in it, whoever started it; its files stay. Raises SandboxError."""
+
     def terminate(self) -> None:
         """Idempotent; nothing of the sandbox runs afterwards."""
 
@@ -95,4 +98,5 @@ class SandboxProvider(Protocol):
 
     def list(self, tags: Mapping[str, str]) -> list[SandboxInfo]: ...
 
-    def attach(self, sandbox_id: str) -> Sandbox: ...
+    def attach(self, sandbox_id: str) -> Sandbox:
+        """Raises SandboxGone."""

@@ -104,6 +104,34 @@ def overlap(a: Iterable[str], b: Iterable[str]) -> tuple[str, ...]:
     return tuple(x for x in a if covers(b, x.rstrip("/")) or any(covers((x,), y.rstrip("/")) for y in b))
 
 
+class Neighbours:
+    """Which of many scopes overlap with one, without comparing it with each: a plan may have a thousand tasks."""
+
+    def __init__(self) -> None:
+        self._at: dict[str, list[int]] = {}
+        self._above: dict[str, list[int]] = {}  # a directory -> scopes with an entry below it
+
+    def add(self, number: int, scope: Iterable[str]) -> None:
+        for entry in {path.rstrip("/") for path in scope}:
+            self._at.setdefault(entry, []).append(number)
+            for directory in _directories(entry):
+                self._above.setdefault(directory, []).append(number)
+
+    def of(self, scope: Iterable[str]) -> list[int]:
+        """Numbers of the scopes added so far that `overlap` with this one, ascending."""
+        found: set[int] = set()
+        for entry in {path.rstrip("/") for path in scope}:
+            found.update(self._at.get(entry, ()), self._above.get(entry, ()))
+            for directory in _directories(entry):
+                found.update(self._at.get(directory, ()))
+        return sorted(found)
+
+
+def _directories(path: str) -> Iterable[str]:
+    """Every directory above `path`."""
+    return (path[:at] for at, letter in enumerate(path) if letter == "/")
+
+
 def is_generated(path: str) -> bool:
     """Lock files and build output: no worker lands them."""
     parts = path.split("/")

@@ -31,6 +31,8 @@ class MergeStrategy(StrEnum):
 
 
 class Provider(StrEnum):
+    """The providers that are built in; an installed package may bring others."""
+
     AUTO = "auto"
     LOCAL = "local"
     MODAL = "modal"
@@ -79,7 +81,11 @@ class Settings(BaseModel):
     )
     llm_timeout: int = Field(default=600, ge=1, le=7200, description="seconds to wait for one answer of the model")
 
-    sandbox_provider: Provider = Field(default=Provider.AUTO, description="where workers run: auto, local, modal")
+    sandbox_provider: str = Field(
+        default=Provider.AUTO.value,
+        pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$",
+        description="where workers run: auto, local, modal, or a provider that an installed package brings",
+    )
     sandbox_network: Network = Field(
         default=Network.NONE, description="what a worker may reach beside its model: none, open"
     )

@@ -18,6 +18,7 @@ from longshot_dagster.defs.building import start_build
 from longshot_dagster.defs.ended_runs import failure_line, undecided
 from longshot_dagster.defs.pausing import reason_of
 from longshot_dagster.defs.resources import LongshotResource
+from longshot_dagster.defs.ticks import instance_of, longshot_of
 
 CLOCK: Clock = SystemClock()
 
@@ -40,9 +41,9 @@ _SHOWN = 5
     default_status=dg.DefaultSensorStatus.RUNNING,
     description=_SENSOR,
 )
-def backlog_sensor(context: dg.SensorEvaluationContext, longshot: LongshotResource) -> dg.SensorResult:
+def backlog_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     try:
-        turn = backlog_of(longshot).turn(fate_in(context.instance))
+        turn = backlog_of(longshot_of(context)).turn(fate_in(instance_of(context)))
     except LongshotError as e:
         return dg.SensorResult(skip_reason=reason_of(e), cursor=_logged(context, [reason_of(e)]))
     cursor = _logged(context, troubles(turn.standings))

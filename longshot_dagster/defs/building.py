@@ -6,7 +6,7 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
-from longshot_dagster.core.ids import ROOT, IterationKey
+from longshot_dagster.core.ids import ROOT, IterationKey, task_partition
 from longshot_dagster.core.models import BuildRequest
 from longshot_dagster.defs import partitions
 from longshot_dagster.defs.executor import threaded_executor
@@ -59,8 +59,13 @@ def open_build(context: dg.OpExecutionContext, config: StartBuildConfig, longsho
     # The limit is one for the whole fleet; the newest build's setting counts until somebody changes it in the UI.
     context.instance.event_log_storage.set_concurrency_slots(partitions.SANDBOX_POOL, limit)
     context.instance.add_dynamic_partitions(str(partitions.builds.name), [build])
-    context.instance.add_dynamic_partitions(str(partitions.iterations.name), [str(first)])
-    longshot.tools(build).ledger.open_iteration(first)  # last: from here on the sensors drive it
+    ledger = longshot.tools(build).ledger
+    # A build that was restored has some already.
+    iterations = [str(key) for key in ledger.iterations() if key != first]
+    context.instance.add_dynamic_partitions(str(partitions.iterations.name), [str(first), *iterations])
+    if tasks := [task_partition(build, task) for task in ledger.task_ids()]:
+        context.instance.add_dynamic_partitions(str(partitions.tasks.name), tasks)
+    ledger.open_iteration(first)  # last: from here on the sensors drive it
     context.add_output_metadata(
         {
             "build": build,

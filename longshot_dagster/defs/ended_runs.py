@@ -20,7 +20,7 @@ def undecided(record: dg.RunRecord, now: float) -> bool:
     """Dagster writes the status first and whether it retries a moment later."""
     run = record.dagster_run
     tagged = _WILL_RETRY in run.tags or run.status is not dg.DagsterRunStatus.FAILURE
-    return not tagged and now - record.update_timestamp.timestamp() < _TAGGED_WITHIN_S
+    return not tagged and 0 <= now - record.update_timestamp.timestamp() < _TAGGED_WITHIN_S
 
 
 def note_end(instance: dg.DagsterInstance, builds: Ledger, run: dg.DagsterRun) -> None:

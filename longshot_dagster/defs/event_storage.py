@@ -6,10 +6,15 @@ processes overran the limit, against 0 of 711 with `BEGIN IMMEDIATE`.
 
 What a power cut may lose: with `synchronous=NORMAL` the last events written before it, never their consistency. A
 crash of a process loses nothing. What a build is owed is in the ledger, which is fsynced.
+
+Slots of a pool are claimed for all waiting steps of a run at once, in one transaction: highest priority first, then oldest,
+across all runs. The tables and what their rows mean are Dagster's, so its UI and its other executors go on working.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from dagster._core.storage.event_log import SqliteEventLogStorage
@@ -22,6 +27,16 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.pool import StaticPool
 
 _MAX_OPEN = 16  # connections: one per run that this process writes to or shows, and the index
+_TURN_S = 3.0  # a waiting step of a run that does not look for so long (it has died, or is full) gives way
+_STAMP = "%Y-%m-%d %H:%M:%S.%f"  # what SQLAlchemy reads back as a datetime
+
+
+@dataclass(frozen=True)
+class Claimed:
+    """What a look at a pool brought. `limit` is None when nothing limits the pool any more: then all wanted steps have it."""
+
+    steps: tuple[str, ...]
+    limit: int | None
 
 
 class KeptSqliteEventLogStorage(SqliteEventLogStorage):
@@ -65,6 +80,62 @@ class KeptSqliteEventLogStorage(SqliteEventLogStorage):
         event.listen(engine, "begin", _begin)
         return engine
 
+    def claim_slots(
+        self, pool: str, run_id: str, wanted: Mapping[str, int], holding: int, at_most: int | None
+    ) -> Claimed:
+        """Take slots for up to `at_most` of the steps in `wanted` (each with its priority) whose turn it is.
+
+        Steps that are not in line yet are put there. `holding`: slots of the pool that the run has already.
+        """
+        with self.index_connection() as connection:
+            limit = connection.exec_driver_sql(_LIMIT, (pool,)).scalar()
+            if limit is None:
+                connection.exec_driver_sql(_LEAVE_POOL, (run_id, pool))
+                return Claimed(tuple(wanted), None)
+            now = datetime.now(UTC)
+            if connection.exec_driver_sql(_IN_LINE, (pool, run_id)).scalar() != len(wanted) + holding:
+                rows = [(pool, run_id, step, priority, now.strftime(_STAMP)) for step, priority in wanted.items()]
+                connection.exec_driver_sql(_GET_IN_LINE, rows)
+            slots = [slot for (slot,) in connection.exec_driver_sql(_FREE_SLOTS, (pool,))]
+            if not slots:
+                return Claimed((), limit)
+            since = (now - timedelta(seconds=_TURN_S)).strftime(_STAMP)
+            turn = {"pool": pool, "run": run_id, "since": since, "now": now.strftime(_STAMP), "slots": len(slots)}
+            first = list(connection.exec_driver_sql(_FIRST_IN_LINE, turn))
+            mine = [step for _, run, step, _ in first if run == run_id and step in wanted][:at_most]
+            for slot, step in zip(slots, mine, strict=False):
+                connection.exec_driver_sql(_TAKE, (run_id, step, slot))
+            begun = [row for row, run, step, assigned in first if assigned is None and (run != run_id or step in mine)]
+            if begun:
+                connection.exec_driver_sql(_TURN_BEGINS, [(turn["now"], row) for row in begun])
+            return Claimed(tuple(mine), limit)
+
+    def withdraw_steps(self, run_id: str) -> None:
+        """The run's waiting steps leave every line; the slots it holds stay its own."""
+        with self.index_connection() as connection:
+            connection.exec_driver_sql(_LEAVE, (run_id,))
+
+    def free_concurrency_slot_for_step(self, run_id: str, step_key: str) -> None:
+        step = (run_id, step_key)
+        with self.index_connection() as connection:
+            dropped = connection.exec_driver_sql(_DROP_SLOT, step).rowcount
+            connection.exec_driver_sql(_FREE_SLOT, step)
+            pools = [pool for (pool,) in connection.exec_driver_sql(_ASSIGNED_IN, step)]
+            connection.exec_driver_sql(_LEAVE_STEP, step)
+            for pool in () if dropped else pools:  # Dagster's own executors expect to be told whose turn it is
+                connection.exec_driver_sql(_ASSIGN_NEXT, (pool,))
+
+    def _allocate_concurrency_slots(self, conn: Connection, concurrency_key: str, num: int) -> list[str]:
+        """A limit that is raised again first takes back slots that were dropped while in use.
+
+        Dagster adds new ones beside them: pausing a pool of 4 busy slots and going on at 4 would run 8.
+        """
+        kept = conn.exec_driver_sql(_SLOTS, (concurrency_key,)).scalar() or 0
+        if num > kept:
+            conn.exec_driver_sql(_TAKE_BACK, (concurrency_key, num - kept))
+        found: list[str] = super()._allocate_concurrency_slots(conn, concurrency_key, num)
+        return found
+
     def wipe(self) -> None:
         self._close()  # the files under the connections go away
         super().wipe()
@@ -86,3 +157,40 @@ def _prepare(connection: Any, _record: object) -> None:
 
 def _begin(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+_LIMIT = 'SELECT "limit" FROM concurrency_limits WHERE concurrency_key = ?'
+_IN_LINE = "SELECT count(*) FROM pending_steps WHERE concurrency_key = ? AND run_id = ?"
+_GET_IN_LINE = (
+    "INSERT OR IGNORE INTO pending_steps (concurrency_key, run_id, step_key, priority, create_timestamp)"
+    " VALUES (?, ?, ?, ?, ?)"
+)
+_SLOTS = "SELECT count(*) FROM concurrency_slots WHERE concurrency_key = ? AND NOT deleted"
+_FREE_SLOTS = "SELECT id FROM concurrency_slots WHERE concurrency_key = ? AND step_key IS NULL AND NOT deleted"
+_WITHOUT_SLOT = (
+    "NOT EXISTS (SELECT 1 FROM concurrency_slots s WHERE s.concurrency_key = pending_steps.concurrency_key"
+    " AND s.run_id = pending_steps.run_id AND s.step_key = pending_steps.step_key)"
+)
+_FIRST_IN_LINE = (
+    f"SELECT id, run_id, step_key, assigned_timestamp FROM pending_steps WHERE concurrency_key = :pool AND {_WITHOUT_SLOT}"  # noqa: S608 - constants
+    " AND (run_id = :run OR assigned_timestamp IS NULL OR assigned_timestamp BETWEEN :since AND :now)"
+    " ORDER BY priority DESC, create_timestamp, id LIMIT :slots"
+)
+_TAKE = "UPDATE concurrency_slots SET run_id = ?, step_key = ? WHERE id = ?"
+_TURN_BEGINS = "UPDATE pending_steps SET assigned_timestamp = ? WHERE id = ?"
+_LEAVE = f"DELETE FROM pending_steps WHERE run_id = ? AND {_WITHOUT_SLOT}"  # noqa: S608
+_LEAVE_POOL = f"DELETE FROM pending_steps WHERE run_id = ? AND concurrency_key = ? AND {_WITHOUT_SLOT}"  # noqa: S608
+_DROP_SLOT = "DELETE FROM concurrency_slots WHERE run_id = ? AND step_key = ? AND deleted"
+_FREE_SLOT = "UPDATE concurrency_slots SET run_id = NULL, step_key = NULL WHERE run_id = ? AND step_key = ?"
+_ASSIGNED_IN = (
+    "SELECT concurrency_key FROM pending_steps WHERE run_id = ? AND step_key = ? AND assigned_timestamp IS NOT NULL"
+)
+_LEAVE_STEP = "DELETE FROM pending_steps WHERE run_id = ? AND step_key = ?"
+_ASSIGN_NEXT = (
+    "UPDATE pending_steps SET assigned_timestamp = CURRENT_TIMESTAMP WHERE id = (SELECT id FROM pending_steps"
+    " WHERE concurrency_key = ? AND assigned_timestamp IS NULL ORDER BY priority DESC, create_timestamp, id LIMIT 1)"
+)
+_TAKE_BACK = (
+    "UPDATE concurrency_slots SET deleted = 0 WHERE id IN (SELECT id FROM concurrency_slots"
+    " WHERE concurrency_key = ? AND deleted LIMIT ?)"
+)

@@ -3,11 +3,11 @@
 Measured: 13 ms CPU per trivial step, against 2,223 ms for a process per step; 1,000 steps at once in 204 MB.
 
 One thread, the run's own, drives Dagster's state machine and writes every event; step threads only produce events into
-a queue. A step that takes no notice of a cancellation is left behind after `GRACE_S` seconds; it is a daemon thread, and
-dies with the run's process.
+a queue. A step that takes no notice of a cancellation is left behind after a while (core/ending.py); it is a daemon
+thread, and dies with the run's process.
 
-This module and event_storage.py are the only ones that import private modules of Dagster, whose version is pinned;
-tests/defs/test_executor.py is the contract.
+This module with its part ready_steps.py, event_storage.py and launcher.py are the only ones that import private modules of
+Dagster, whose version is pinned; tests/defs/test_executor.py is the contract.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,14 +29,12 @@ from dagster._core.execution.api import ExecuteRunWithPlanIterable
 from dagster._core.execution.compute_logs import create_compute_log_file_key
 from dagster._core.execution.context.system import PlanExecutionContext, PlanOrchestrationContext
 from dagster._core.execution.context_creation_job import PlanExecutionContextManager
-from dagster._core.execution.plan.active import ActiveExecution
 from dagster._core.execution.plan.execute_plan import (
     _handle_compute_log_setup_error,
     _handle_compute_log_teardown_error,
     _trigger_hook,
     dagster_event_sequence_for_step,
 )
-from dagster._core.execution.plan.instance_concurrency_context import InstanceConcurrencyContext
 from dagster._core.execution.plan.objects import step_failure_event_from_exc_info
 from dagster._core.execution.plan.plan import ExecutionPlan
 from dagster._core.execution.plan.state import KnownExecutionState
@@ -51,9 +49,11 @@ from dagster._core.executor.base import Executor
 
 from longshot_dagster.adapters import leases
 from longshot_dagster.adapters.home import Home
+from longshot_dagster.core.ending import grace_s
+from longshot_dagster.defs.ready_steps import PromptClaims, ReadySteps, prioritise
 
-GRACE_S = 12.0  # what workers have done is kept meanwhile; `longshot` waits 14 s for the runs of an interrupted build
-CLAIM_CHECK_S = 0.5  # Dagster's own back-off between claims grows to 15 s, in which a free slot stays idle
+__all__ = ["cancellation", "prioritise", "threaded_executor"]
+
 _POLL_S = 0.25
 _MAX_CONCURRENT = 256
 
@@ -65,37 +65,6 @@ def cancellation(run_id: str) -> threading.Event:
     """Set once somebody has asked the run to stop; whatever waits in a step looks at it and raises Cancelled."""
     with _cancellations_guard:
         return _cancellations.setdefault(run_id, threading.Event())
-
-
-class PromptClaims(InstanceConcurrencyContext):
-    """Claims of pool slots, looked at again every `CLAIM_CHECK_S` seconds, for all of a run's waiting steps at once."""
-
-    def __init__(self, instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
-        super().__init__(instance, run)
-        self._next_check: dict[str, float] = {}
-        self._assigned: dict[str, frozenset[str]] = {}
-
-    def claim(self, concurrency_key: str, step_key: str, step_priority: int = 0) -> bool:
-        if step_key not in self._pending_claims:
-            return super().claim(concurrency_key, step_key, step_priority)
-        self._look_again(concurrency_key)
-        if step_key not in self._assigned[concurrency_key]:
-            return False
-        self._pending_timeouts[step_key] = 0.0
-        return super().claim(concurrency_key, step_key, step_priority)
-
-    def _look_again(self, pool: str) -> None:
-        """Which waiting steps of this run the storage has given a slot, oldest first; one query for all of them."""
-        now = time.monotonic()
-        if now < self._next_check.get(pool, 0.0):
-            return
-        self._next_check[pool] = now + CLAIM_CHECK_S
-        info = self._instance.event_log_storage.get_concurrency_info(pool)
-        mine = [p for p in info.pending_steps if p.run_id == self._run_id]
-        if info.limit is None:  # the pool's limit was removed: nothing holds them back
-            self._assigned[pool] = frozenset(self._pending_claims)
-        else:
-            self._assigned[pool] = frozenset(p.step_key for p in mine if p.assigned_timestamp is not None)
 
 
 @dataclass(frozen=True)
@@ -114,6 +83,25 @@ class _Ended:
     error: BaseException | None
 
 
+class _OwnLoop:
+    """An event loop for an async op, made when it is used: it costs three descriptors, and almost no op is async.
+
+    Threads must not share the run's one loop.
+    """
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+        return getattr(self._loop, name)
+
+    def close(self) -> None:
+        if self._loop is not None:
+            self._loop.close()
+
+
 class ThreadedExecutor(Executor):
     """See the module; built by `threaded_executor`."""
 
@@ -123,7 +111,7 @@ class ThreadedExecutor(Executor):
         max_concurrent: int | None,
         tag_concurrency_limits: list[dict[str, Any]] | None,
         step_dependency_config: StepDependencyConfig,
-        grace_s: float = GRACE_S,
+        grace_s: Callable[[int], float] = grace_s,
     ) -> None:
         self._retries = retries
         self._max_concurrent = max_concurrent
@@ -166,11 +154,12 @@ class ThreadedExecutor(Executor):
         with ExitStack() as stack:
             claims = stack.enter_context(PromptClaims(job_context.instance, job_context.dagster_run))
             active = stack.enter_context(
-                execution_plan.start(
-                    retry_mode=self.retries,
+                ReadySteps(
+                    execution_plan,
+                    self.retries,
+                    claims=claims,
                     max_concurrent=self._max_concurrent,
                     tag_concurrency_limits=self._tag_concurrency_limits,
-                    instance_concurrency_context=claims,
                     step_dependency_config=self._step_dependency_config,
                 )
             )
@@ -187,7 +176,11 @@ class _Run:
     """One run's threads, from the first step to the last event."""
 
     def __init__(
-        self, job_context: PlanExecutionContext, active: ActiveExecution, claims: PromptClaims, grace_s: float
+        self,
+        job_context: PlanExecutionContext,
+        active: ReadySteps,
+        claims: PromptClaims,
+        grace_s: Callable[[int], float],
     ) -> None:
         self._context = job_context
         self._active = active
@@ -202,6 +195,9 @@ class _Run:
     def events(self) -> Iterator[DagsterEvent]:
         try:
             changed = True
+            if self._was_cancelled_before():
+                self._active.mark_interrupted()
+                self._stop()
             while self._going_on():
                 yield from self._notice_interrupts()
                 if self._give_up_at is None and (changed or self._is_waiting()):
@@ -219,6 +215,11 @@ class _Run:
             with _cancellations_guard:
                 _cancellations.pop(self._context.run_id, None)
 
+    def _was_cancelled_before(self) -> bool:
+        """Who cancels a run sets its status first; an interrupt that came before this loop may have been lost."""
+        run = self._context.instance.get_run_by_id(self._context.run_id)
+        return run is not None and run.status is dg.DagsterRunStatus.CANCELING
+
     def _is_waiting(self) -> bool:
         """For a slot of a pool, or until a retry is due."""
         retries = self._active.sleep_interval()  # type: ignore[no-untyped-call]
@@ -230,8 +231,9 @@ class _Run:
         return bool(self._live) and time.monotonic() < self._give_up_at
 
     def _stop(self) -> None:
-        self._give_up_at = time.monotonic() + self._grace_s
+        self._give_up_at = time.monotonic() + self._grace_s(len(self._live))
         self._cancel.set()
+        self._claims.withdraw()  # at once, for the slots may be others' while the workers here are being ended
 
     def _notice_interrupts(self) -> Iterator[DagsterEvent]:
         if not self._active.check_for_interrupts():
@@ -247,7 +249,8 @@ class _Run:
 
     def _start_ready_steps(self) -> Iterator[DagsterEvent]:
         steps = self._active.get_steps_to_execute()
-        yield from self._active.concurrency_event_iterator(self._context)
+        for line in self._claims.news():
+            yield DagsterEvent.engine_event(self._context, line, EngineEventData())
         if not steps:
             return
         known = self._active.get_known_state()
@@ -288,10 +291,10 @@ class _Run:
         """In the step's own thread: run it, its hooks, and always end with `_Ended`."""
         error: BaseException | None = None
         seen: list[DagsterEvent] = []
-        loop = asyncio.new_event_loop()  # async ops must not share the run's one loop between threads
+        loop = _OwnLoop()
         try:
             context = self._context.for_step(step, known)
-            context._event_loop = loop
+            context._event_loop = loop  # type: ignore[assignment]
             for event in dagster_event_sequence_for_step(context):
                 seen.append(event)
                 self._queue.put(_Produced(step.key, event))

@@ -165,6 +165,8 @@ def _end(tools: BuildTools, report: BuildReport) -> None:
     _finish(tools.ledger, report)
     with contextlib.suppress(LongshotError):  # refs that stay cost little; `longshot clean` finds them
         tools.forget_landed_work()
+    with contextlib.suppress(LongshotError):  # likewise
+        tools.end_sandboxes()
 
 
 def _finish(ledger: BuildLedger, report: BuildReport) -> None:

@@ -90,7 +90,10 @@ class JsonIOManager(dg.ConfigurableIOManager):
     home: str = Field(default="", description="folder of the installation; empty: LONGSHOT_HOME, else ~/.longshot")
 
     def handle_output(self, context: dg.OutputContext, obj: Any) -> None:
-        write_json(_value_path(installation(self.home), _build(context), context), obj)
+        path = _value_path(installation(self.home), _build(context), context)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Neither synced nor renamed: only later steps of this very run read it, and a run that is repeated writes its own.
+        path.write_bytes(json.dumps(obj, ensure_ascii=False).encode())
 
     def load_input(self, context: dg.InputContext) -> Any:
         assert context.upstream_output is not None

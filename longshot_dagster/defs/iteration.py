@@ -28,7 +28,8 @@ from longshot_dagster.core.models import (
     Task,
 )
 from longshot_dagster.defs import checks, metadata, partitions
-from longshot_dagster.defs.executor import cancellation, threaded_executor
+from longshot_dagster.defs.executor import cancellation, prioritise
+from longshot_dagster.defs.executors import chosen_executor
 from longshot_dagster.defs.pausing import pausing
 from longshot_dagster.defs.resources import BuildTools, LongshotResource
 from longshot_dagster.defs.task_materialization import report_task
@@ -99,6 +100,7 @@ def make_plan(
     keys = [ids.task_partition(key.build, task.id) for task in plan.tasks]
     context.instance.add_dynamic_partitions(str(partitions.tasks.name), keys)
     yield dg.Output(plan, "plan", metadata=metadata.plan_metadata(plan, tools.request))
+    prioritise(context.run_id, {ids.mapping_key(task.id): -task.priority for task in plan.dispatched})
     for task in plan.dispatched:
         yield dg.DynamicOutput(task.id, mapping_key=ids.mapping_key(task.id), output_name="tasks")
 
@@ -112,6 +114,7 @@ def run_worker(context: dg.OpExecutionContext, task: str, longshot: LongshotReso
         if tools.ledger.handoff(task) is None:
             going_on(tools)
         handoff = tools.worker.run(planned, cancellation(context.run_id).is_set)
+    tools.lookout.changed()
     context.log.info(f"task {task}: {handoff.status.value}")
     return task
 
@@ -123,6 +126,7 @@ def land(context: dg.OpExecutionContext, task: str, longshot: LongshotResource) 
     with _pausing(context, tools, key):
         planned = dispatched(tools, key, task)
         outcome = tools.landing.land(planned)
+    tools.lookout.changed()
     report_task(context, tools, planned, outcome)
     return task
 
@@ -225,7 +229,7 @@ iteration = dg.AssetsDefinition.from_graph(
 planning_iteration = dg.define_asset_job(
     "planning_iteration",
     selection=dg.AssetSelection.assets(iteration),
-    executor_def=threaded_executor,
+    executor_def=chosen_executor(),
     tags=partitions.RETRY_TAGS,
     description="One planning round: read main, plan, run the workers, land, sweep, measure. The sensors start it.",
 )
@@ -241,7 +245,7 @@ def going_on(tools: BuildTools) -> None:
 def dispatched(tools: BuildTools, key: IterationKey, task: str) -> Task:
     """The task as this iteration gives it to a worker; raises LedgerError when its plan has no such task."""
     plan = tools.ledger.plan(key)
-    found = next((t for t in plan.dispatched if t.id == task), None) if plan else None
+    found = plan.given(task) if plan else None
     if found is None:
         raise LedgerError(f"the plan of {key} has no task {task}")
     return found

@@ -13,4 +13,5 @@ BACKLOG_TAG = "longshot/backlog"  # file name of the item that a build comes fro
 START_TAG = "longshot/backlog-start"  # which start of it; Dagster's own retries of its run carry it on
 # Every step is idempotent, so a retry repeats them all; `from_failure` drops mapped steps (DESIGN.md section 3).
 RETRY_TAGS = {"dagster/retry_strategy": "ALL_STEPS"}
+PRIORITY_TAG = "dagster/priority"
 SANDBOX_POOL = "sandbox"

@@ -15,6 +15,7 @@ from longshot_dagster.core.errors import (
     ModelUnavailable,
     PlanUnreadable,
     RepositoryError,
+    TakenOver,
 )
 from longshot_dagster.core.ids import IterationKey
 from longshot_dagster.core.models import IterationFailure
@@ -26,6 +27,7 @@ _KINDS: dict[type[LongshotError], Kind] = {
     PlanUnreadable: "plan",
     BudgetExhausted: "budget",
     RepositoryError: "repository",
+    TakenOver: "repository",
     Cancelled: "cancelled",
 }
 

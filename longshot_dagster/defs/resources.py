@@ -12,6 +12,7 @@ from pydantic import Field, PrivateAttr
 
 from longshot_dagster.adapters.home import Home
 from longshot_dagster.adapters.ledger import BuildLedger, Ledger
+from longshot_dagster.adapters.waking import Lookout
 from longshot_dagster.core.clock import Clock, SystemClock
 from longshot_dagster.core.landing_records import LandingState
 from longshot_dagster.core.models import BuildRequest, Sweep
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from longshot_dagster.adapters.shared_main import SharedMain
     from longshot_dagster.adapters.worker import WorkerRunner
     from longshot_dagster.core.sandbox import SandboxProvider
+
+# With two hundred workers, one push a second lands what they hand in.
+GATHER_S = 1.0
 
 T = TypeVar("T")
 
@@ -106,13 +110,18 @@ class BuildTools:
     def landing(self) -> "LandingQueue":
         from longshot_dagster.adapters.landing import LandingQueue
 
-        return self._once("landing", lambda: LandingQueue(self.ledger, self.request, self.mirror, self.clock))
+        return self._once("landing", lambda: LandingQueue(self.ledger, self.request, self.mirror, self.clock, GATHER_S))
 
     @property
     def shared_main(self) -> "SharedMain":
         from longshot_dagster.adapters.shared_main import SharedMain
 
         return self._once("shared_main", lambda: SharedMain(self.home, self.request))
+
+    @property
+    def lookout(self) -> Lookout:
+        """To be told of every change that may make something due."""
+        return self._once("lookout", lambda: Lookout(self.home, self.ledger.view))
 
     def sweep(self, head: str, number: int, iteration: str, cancelled: Callable[[], bool]) -> Sweep:
         """Build and test `head` in a clean checkout inside a sandbox; the result is not saved yet."""
@@ -121,6 +130,12 @@ class BuildTools:
         return run_sweep(
             self.ledger, self.request, self.provider, self.mirror, self.clock, head, number, iteration, cancelled
         )
+
+    def end_sandboxes(self) -> None:
+        """What killed processes have left of a build that is over. Raises SandboxError."""
+        from longshot_dagster.adapters.recovery import end_all
+
+        end_all(self.provider, self.ledger)
 
     def forget_landed_work(self) -> None:
         """What has landed is on the branch: the mirror need not keep the workers' own branches of it."""

@@ -15,7 +15,7 @@ from longshot_dagster.adapters import leases
 from longshot_dagster.adapters.ledger import BuildLedger
 from longshot_dagster.adapters.shared_main import SharedMain, view_beside_others
 from longshot_dagster.core.errors import LedgerError, WrongUse
-from longshot_dagster.core.ids import FIX
+from longshot_dagster.core.ids import FIX, ROOT
 from longshot_dagster.core.lifecycle import (
     BuildView,
     CloseParent,
@@ -34,6 +34,7 @@ from longshot_dagster.defs.iteration import planning_iteration
 from longshot_dagster.defs.pausing import finalization_name, reason_of
 from longshot_dagster.defs.resources import LongshotResource
 from longshot_dagster.defs.task_materialization import close_parent
+from longshot_dagster.defs.ticks import instance_of, longshot_of
 
 RUNNING = dg.DefaultSensorStatus.RUNNING
 _LOST_RUNS = "Marks runs failed whose process has died without a word (its lease is free), so that they are retried."
@@ -45,6 +46,7 @@ _REPLAN = (
 )
 Due = tuple[BuildLedger, Step]
 
+_QUEUE_PRIORITY = {ROOT: "2", FIX: "0"}  # of runs that queue; a subplanner's are between: who plans gives others work
 _ASK_AGAIN_S = 60  # a lost launch is asked for again after this; Dagster drops what it has launched already
 _LEASE_TAKEN_S = 5  # a run that has just started may not hold its lease yet
 _OVERLAP_S = 10  # a run's end becomes visible a little after its time stamp
@@ -61,7 +63,8 @@ def health_check_interval() -> int:
 
 
 @dg.sensor(job=planning_iteration, minimum_interval_seconds=1, default_status=RUNNING, description=_REPLAN)
-def replan(context: dg.SensorEvaluationContext, longshot: LongshotResource) -> dg.SensorResult:
+def replan(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+    longshot = longshot_of(context)
     due = list(_due(context, longshot, lambda s: isinstance(s, CloseParent) or _is_iteration(s, fix=False)))
     events = [
         event
@@ -77,12 +80,14 @@ def replan(context: dg.SensorEvaluationContext, longshot: LongshotResource) -> d
     default_status=RUNNING,
     description=_RECONCILE,
 )
-def reconcile(context: dg.SensorEvaluationContext, longshot: LongshotResource) -> dg.SensorResult:
+def reconcile(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+    longshot = longshot_of(context)
     return _iterations(context, list(_due(context, longshot, lambda s: _is_iteration(s, fix=True))), [])
 
 
 @dg.sensor(job=finalize_build, minimum_interval_seconds=1, default_status=RUNNING, description=_FINALIZE)
-def finalize(context: dg.SensorEvaluationContext, longshot: LongshotResource) -> dg.SensorResult:
+def finalize(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+    longshot = longshot_of(context)
     due = [(x, s) for x, s in _due(context, longshot, lambda s: isinstance(s, Finalize)) if isinstance(s, Finalize)]
     requests = [finalization_request(ledger, step) for ledger, step in due]
     add = partitions.builds.build_add_request([ledger.build for ledger, _ in due])
@@ -90,28 +95,32 @@ def finalize(context: dg.SensorEvaluationContext, longshot: LongshotResource) ->
 
 
 @dg.sensor(minimum_interval_seconds=1, default_status=RUNNING, description=_FAILED_RUNS)
-def failed_runs(context: dg.SensorEvaluationContext, longshot: LongshotResource) -> dg.SensorResult:
-    since = newest = float(context.cursor or 0)
+def failed_runs(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+    longshot, instance = longshot_of(context), instance_of(context)
+    # A clock that was set back must not leave the ends of newer runs behind the cursor.
+    since = newest = min(float(context.cursor or 0), time.time())
     ended = dg.RunsFilter(
         statuses=[dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED],
         updated_after=datetime.fromtimestamp(max(0.0, since - _OVERLAP_S), UTC),
     )
-    for record in context.instance.get_run_records(ended, limit=500, order_by="update_timestamp", ascending=True):
+    for record in instance.get_run_records(ended, limit=500, order_by="update_timestamp", ascending=True):
         if undecided(record, time.time()):
             break
-        note_end(context.instance, longshot.ledger(), record.dagster_run)
+        note_end(instance, longshot.ledger(), record.dagster_run)
         newest = max(newest, record.update_timestamp.timestamp())
     return dg.SensorResult(cursor=str(newest))
 
 
 @dg.sensor(minimum_interval_seconds=10, default_status=RUNNING, description=_LOST_RUNS)
-def lost_runs(context: dg.SensorEvaluationContext, longshot: LongshotResource) -> dg.SkipReason:
-    lost = list(_without_process(context.instance, longshot))
+def lost_runs(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+    longshot, instance = longshot_of(context), instance_of(context)
+    lost = list(_without_process(instance, longshot))
     for run in lost:
         if run.status is dg.DagsterRunStatus.CANCELING:
-            context.instance.report_run_canceled(run, message="The run's process died while it was being cancelled.")
+            instance.report_run_canceled(run, message="The run's process died while it was being cancelled.")
         else:
-            context.instance.report_run_failed(run, message="The run's process died without a word.")
+            instance.report_run_failed(run, message="The run's process died without a word.")
+        instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
     return dg.SkipReason(f"{len(lost)} runs had lost their process")
 
 
@@ -125,6 +134,7 @@ def iteration_request(ledger: BuildLedger, step: RunIteration) -> dg.RunRequest:
         tags={
             partitions.BUILD_TAG: ledger.build,
             partitions.ATTEMPT_TAG: str(step.attempt),
+            partitions.PRIORITY_TAG: _QUEUE_PRIORITY.get(step.key.planner, "1"),
             **partitions.RETRY_TAGS,
         },
     )
@@ -194,7 +204,7 @@ def _result(
     asked: dict[str, float] = json.loads(context.cursor or "{}")
     now = time.time()
     requests = {str(r.run_key): r for r in due}
-    new = [r for key, r in requests.items() if now - asked.get(key, 0.0) > _ASK_AGAIN_S]
+    new = [r for key, r in requests.items() if not 0 <= now - asked.get(key, 0.0) <= _ASK_AGAIN_S]
     noted = {key: asked.get(key, now) if requests[key] not in new else now for key in requests}
     return dg.SensorResult(
         run_requests=new,
@@ -206,10 +216,12 @@ def _result(
 
 def _without_process(instance: dg.DagsterInstance, longshot: LongshotResource) -> Iterator[dg.DagsterRun]:
     home = longshot.installation()
-    under_way = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING])
+    status = dg.DagsterRunStatus
+    # Starting, too: a fork of the run starter holds its lease from its first moment.
+    under_way = dg.RunsFilter(statuses=[status.STARTING, status.STARTED, status.CANCELING])
     for record in instance.get_run_records(under_way):
         run = record.dagster_run
-        young = time.time() - record.update_timestamp.timestamp() < _LEASE_TAKEN_S
+        young = 0 <= time.time() - record.update_timestamp.timestamp() < _LEASE_TAKEN_S
         if young or not leases.known(home, run.run_id) or leases.holder(home, run.run_id) is not None:
             continue
         now = instance.get_run_by_id(run.run_id)  # it may have ended properly just before it let go of its lease

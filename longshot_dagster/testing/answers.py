@@ -7,7 +7,7 @@ after that one.
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -52,6 +52,7 @@ class Answer:
     calls: tuple[Call, ...] = ()
     delay_s: float = 0
     finish_reason: str = "stop"
+    held: Callable[[], bool] | None = None  # asked five times a second: not before it says no
 
     @property
     def completion_tokens(self) -> int:

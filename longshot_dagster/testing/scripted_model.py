@@ -14,7 +14,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -214,7 +214,7 @@ class _Connection(BaseHTTPRequestHandler):
             self._refuse(*_REFUSALS[fault])
             return
         reply = model.reply(asked)
-        if reply.delay_s and not self._wait(reply.delay_s):
+        if (reply.delay_s or reply.held) and not self._wait(reply.delay_s, reply.held):
             self.close_connection = True
             return
         if fault is not None:
@@ -234,10 +234,11 @@ class _Connection(BaseHTTPRequestHandler):
         self.server.model.set_faults(faults)
         self._json(200, [fault.model_dump(mode="json") for fault in faults])
 
-    def _wait(self, seconds: float) -> bool:
-        """False when the client went away, or the server is being stopped, before `seconds` were over."""
+    def _wait(self, seconds: float, held: Callable[[], bool] | None = None) -> bool:
+        """False when the client went away, or the server is being stopped, before `seconds` were over and `held` let go."""
         end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0:
+        while (left := end - time.monotonic()) > 0 or (held is not None and held()):
+            left = left if left > 0 else _LOOK_S
             readable, _, _ = select.select([self.connection], [], [], min(left, _LOOK_S))
             if self.server.model.stopping.is_set() or (readable and not self.connection.recv(1, socket.MSG_PEEK)):
                 return False

@@ -1,14 +1,20 @@
-"""Entry of the zipapp: `python3 -I worker.pyz` inside a sandbox reads the work order and does it."""
+"""Entry of the zipapp, inside a sandbox: `python3 -I worker.pyz` reads the work order and does it.
+
+`python3 -I attendant.pyz attend` does nothing itself: it says what a worker says that is at work there.
+"""
 
 import sys
 
 from longshot_worker import commands, work
+from longshot_worker.attendant import attend
 from longshot_worker.order import Places, read_order
 
 
 def main() -> int:
     """0 when a result was written; the result, not this code, says how the work went."""
     places = Places.of_this_sandbox()
+    if sys.argv[1:] == ["attend"]:
+        return attend(places, sys.stdout.buffer)
     commands.adopt_orphans()
     work.carry_out(read_order(places.order), places)
     return 0

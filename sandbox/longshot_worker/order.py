@@ -88,6 +88,11 @@ class Places:
         return self.out + "/transcript.jsonl"
 
     @property
+    def at_work(self) -> str:
+        """Locked while a worker is at work."""
+        return self.out + "/at-work"
+
+    @property
     def repo(self) -> str:
         return self.root + "/work/repo"
 

@@ -9,6 +9,7 @@ import time
 import traceback
 
 from longshot_worker import checks as project_checks
+from longshot_worker.attendant import at_work
 from longshot_worker.commands import clipped
 from longshot_worker.events import Events, count
 from longshot_worker.git import GitError, Repo
@@ -26,14 +27,15 @@ def carry_out(order: Order, places: Places) -> None:
     """Do what `order` says and write its result; whatever goes wrong becomes a result, too."""
     os.makedirs(places.out, exist_ok=True)
     until = time.monotonic() + order.deadline_s
-    try:
-        result = {"work": _work, "sweep": _sweep, "salvage": _salvage}[order.mode](order, places, until)
-    except GitError as e:
-        result = _crashed(order, str(e))
-    except Exception as e:
-        traceback.print_exc()
-        result = _crashed(order, f"the worker failed: {type(e).__name__}: {e}")
-    _write_result(places.result, result)
+    with at_work(places.at_work):
+        try:
+            result = {"work": _work, "sweep": _sweep, "salvage": _salvage}[order.mode](order, places, until)
+        except GitError as e:
+            result = _crashed(order, str(e))
+        except Exception as e:
+            traceback.print_exc()
+            result = _crashed(order, f"the worker failed: {type(e).__name__}: {e}")
+        _write_result(places.result, result)
 
 
 def _work(order: Order, places: Places, until: float) -> dict[str, object]:

@@ -22,6 +22,7 @@ from model_double import ModelDouble, Reply, says, serving
 from longshot_dagster.adapters.exclusive import claim
 from longshot_dagster.adapters.gateway_client import Gateway
 from longshot_dagster.adapters.home import Home
+from longshot_dagster.core.clock import SystemClock
 from longshot_dagster.core.endpoints import Endpoint, parse_endpoints
 from longshot_dagster.core.errors import ModelUnavailable, WrongUse
 
@@ -194,6 +195,35 @@ def test_429_and_500_are_tried_again_within_bounds(shared: Home, build: str) -> 
         assert len(model.requests) == 3
 
 
+def test_at_its_limit_an_endpoint_hears_the_planner_before_the_workers_that_came_first(
+    shared: Home, build: str
+) -> None:
+    one_at_a_time, go_on, answered = threading.Lock(), threading.Semaphore(0), []
+
+    def script(request: dict[str, Any], number: int) -> Reply:
+        if not one_at_a_time.acquire(blocking=False):
+            return Reply(status=429, body={})
+        go_on.acquire(timeout=30)
+        answered.append(request["user"])
+        one_at_a_time.release()
+        return says("ok")
+
+    def asks(key: str) -> None:
+        assert ask(gateway.open(build, key, 0), {"model": "m", "user": key, "messages": []})[0] == 200
+
+    with serving(script) as model, concurrent.futures.ThreadPoolExecutor(5) as pool:
+        gateway = started(shared, model.url)
+        asking = [pool.submit(asks, f"r001-0{n}") for n in (1, 2, 3)]
+        until(lambda: gateway.status()["waiting"] == 2)
+        asking.append(pool.submit(asks, "planner-root"))
+        until(lambda: gateway.status()["waiting"] == 3)
+        for _ in asking:
+            go_on.release()
+        for each in asking:
+            each.result()
+        assert answered[1] == "planner-root"
+
+
 @pytest.mark.parametrize(
     ("reply", "status", "kind", "words", "requests"),
     [
@@ -300,6 +330,27 @@ def test_counts_and_sockets_survive_a_killed_gateway(home: Home) -> None:
         assert ask(path)[0] == 200  # the sandbox's socket is served again, nobody opened it anew
         assert gateway.usage("b-1", "r001-01").total == 240
         assert ask(path)[0] == 403
+
+
+def test_whoever_asks_while_the_supervisor_brings_a_killed_gateway_back_waits_for_it(home: Home) -> None:
+    with serving(constantly(says("hello"))) as model, claim(home.root / "stack.lock") as supervising:
+        assert supervising
+        (home.root / "stack.lock").write_text("1")
+        os.kill(started(home, model.url).status()["pid"], signal.SIGKILL)
+
+        class Supervising(SystemClock):
+            looks = 0
+
+            def sleep(self, seconds: float) -> None:
+                self.looks += 1
+                if self.looks == 2:
+                    started(home, model.url)
+
+        clock = Supervising()
+        until(lambda: not Gateway(home).alive())
+        path = Gateway(home, clock).open("b-1", "r001-01", 0)
+        assert (ask(path)[0], clock.looks) == (200, 2)
+        Gateway(home).ensure(None)
 
 
 def test_fifty_callers_start_one_gateway(home: Home) -> None:

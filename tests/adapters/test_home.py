@@ -1,6 +1,7 @@
 """Where an installation's files lie, when somebody else was there first."""
 
 import os
+import socket
 import tempfile
 from pathlib import Path
 
@@ -80,3 +81,20 @@ def test_the_folder_of_sockets_goes_when_nothing_is_served_there(short: Path) ->
     in_use.unlink()
     home.leave_runtime()
     assert not place.exists()
+
+
+def test_sockets_of_workers_that_nobody_serves_any_more_go_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory(prefix="ls-") as short:  # a socket's path has at most 107 bytes
+        monkeypatch.setattr(tempfile, "tempdir", short)
+        home = Home(Path(short) / "home")
+        names = [home.runtime / "t" / name / "model.sock" for name in ("served", "left")]
+        with socket.socket(socket.AF_UNIX) as served, socket.socket(socket.AF_UNIX) as left:
+            for place, path in zip((served, left), names, strict=True):
+                path.parent.mkdir(parents=True)
+                place.bind(str(path))
+                place.listen()
+            left.close()  # as a killed gateway leaves it
+            home.leave_runtime()
+            assert [path.exists() for path in names] == [True, False]
+        home.leave_runtime()
+        assert not home.has_runtime

@@ -4,12 +4,19 @@ import json
 import multiprocessing
 import os
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from repositories import BUILD, World, bare, commit_on, files_at, git, trailers
 
+from longshot_dagster.adapters.branch import commit
+from longshot_dagster.adapters.landed import already_landed
+from longshot_dagster.adapters.landing import LandingQueue
+from longshot_dagster.adapters.object_store import Entry, graft, tree_of
+from longshot_dagster.adapters.object_store import write as write_object
+from longshot_dagster.core.clock import SystemClock
 from longshot_dagster.core.errors import RepositoryError, WrongUse
 from longshot_dagster.core.landing_records import ConcernKind, LandingState
 from longshot_dagster.core.models import (
@@ -492,19 +499,83 @@ def test_two_processes_and_two_builds_on_one_mirror_land_everything_once(world):
     assert len([line for line in landed.splitlines() if line.startswith("r001")]) == 9
 
 
-def test_a_landing_takes_at_most_ten_git_processes_and_a_batch_far_fewer_each(world, tmp_path, monkeypatch):
-    def counted(name: str, action) -> int:
-        folder = tmp_path / name
-        folder.mkdir()
-        monkeypatch.setenv("GIT_TRACE2_EVENT", str(folder))
-        action()
-        monkeypatch.delenv("GIT_TRACE2_EVENT")
-        # Started by us: a session id of one level; `a/b` is git's own child.
-        events = [json.loads(f.read_text().splitlines()[0]) for f in folder.iterdir()]
-        return sum("/" not in e["sid"] for e in events)
+def counted(folder: Path, monkeypatch: pytest.MonkeyPatch, action: Callable[[], object]) -> int:
+    """git processes that `action` makes us start."""
+    folder.mkdir()
+    monkeypatch.setenv("GIT_TRACE2_EVENT", str(folder))
+    action()
+    monkeypatch.delenv("GIT_TRACE2_EVENT")
+    # Started by us: a session id of one level; `a/b` is git's own child.
+    events = [json.loads(f.read_text().splitlines()[0]) for f in folder.iterdir()]
+    return sum("/" not in e["sid"] for e in events)
 
-    tasks = many(world, 9)
-    single = counted("one", lambda: world.queue().land(tasks[0]))
-    rest = counted("rest", world.queue().drain)
-    assert single <= 10
-    assert rest <= 8 * 7 + 10
+
+def test_a_landed_task_takes_at_most_six_git_processes_and_a_batch_of_twenty_three(world, tmp_path, monkeypatch):
+    def work(task):
+        head = world.mirror.intake(BUILD, task.id, base, bundles[task.id])
+        assert [f.path for f in world.mirror.diff(base, head).files] == [f"{task.id}.py"]
+        world.delivered(task, base, head)
+        return queue.land(task)
+
+    base, store = world.mirror.fetch(), world.mirror.git
+    queue = LandingQueue(world.ledger, world.request, world.mirror, SystemClock())
+    tasks = [world.task(f"r001-{n:02d}", (f"r001-{n:02d}.py",)) for n in range(22)]
+    world.plan(*tasks)
+    bundles = {t.id: world.bundle(base, {f"{t.id}.py": "1\n"}) for t in tasks[:2]}
+    work(tasks[0])  # what is kept for more questions is started now
+    assert counted(tmp_path / "one", monkeypatch, lambda: work(tasks[1])) <= 6
+    for task in tasks[2:]:
+        new = Entry(f"{task.id}.py".encode(), "100644", write_object(store, "blob", b"1\n"))
+        made = commit(store, graft(store, tree_of(store, base), [new]), (base,), task.id, 1.0)
+        world.delivered(task, base, made)
+    assert counted(tmp_path / "twenty", monkeypatch, queue.drain) <= 3
+    assert {o.state for o in queue.drain()} == {LandingState.LANDED}
+    assert len(world.log()) == 1 + len(tasks)
+
+
+# --- what a queue remembers ------------------------------------------------------------------------------------------
+
+
+def test_what_others_put_on_the_branch_or_take_off_it_is_seen_by_a_queue_that_has_looked_before(world):
+    tasks = [world.task(f"r001-0{n}", (f"{n}.py",)) for n in range(4)]
+    world.plan(*tasks)
+    base, queue = world.mirror.fetch(), world.queue()
+    for n, task in enumerate(tasks):
+        world.worked(task, {f"{n}.py": "1\n"}, base=base)
+
+    def lands_as_git_tells(task, lander):
+        outcome = lander.land(task)
+        remote = queue._read_remote()
+        assert queue._history.at(remote) == already_landed(queue.mirror.git, world.request, remote)
+        return outcome
+
+    first = lands_as_git_tells(tasks[0], queue)
+    lands_as_git_tells(tasks[1], world.queue())
+    commit_on(world.origin, "main", {"by": "hand\n"})
+    lands_as_git_tells(tasks[2], queue)
+    git(world.origin, "update-ref", "refs/heads/main", first.commits[-1])
+    commit_on(world.origin, "main", {"other": "past\n"})
+    lands_as_git_tells(tasks[3], queue)
+    assert {task for task, _ in queue._history.at(queue._read_remote())} == {"r001-00", "r001-03"}
+
+
+def test_under_load_a_batch_waits_for_what_comes_meanwhile_and_after_a_quiet_time_none_waits(world):
+    class Slept(SystemClock):
+        at, slept = 100.0, ()
+
+        def monotonic(self) -> float:
+            return self.at
+
+        def sleep(self, seconds: float) -> None:
+            self.slept, self.at = (*self.slept, round(seconds, 3)), self.at + seconds
+
+    clock, base = Slept(), world.mirror.fetch()
+    queue = LandingQueue(world.ledger, world.request, world.mirror, clock, gather_s=1.0)
+    tasks = [world.task(f"r001-0{n}", (f"{n}.py",)) for n in range(3)]
+    world.plan(*tasks)
+    for n, (task, passed, slept) in enumerate(zip(tasks, (0.0, 0.25, 5.0), ((), (0.75,), (0.75,)), strict=True)):
+        world.worked(task, {f"{n}.py": "1\n"}, base=base)
+        clock.at += passed
+        assert queue.land(task).state is LandingState.LANDED
+        assert clock.slept == slept
+    assert queue.land(tasks[0]).state is LandingState.LANDED and clock.slept == (0.75,)

@@ -86,8 +86,8 @@ def test_what_it_had_handed_in_lands_and_what_had_landed_lands_no_second_time(wo
 
 def test_once_this_version_has_written_to_it_the_ledger_says_so(world: World) -> None:
     read = json.loads((LEDGER_1 / BUILD / "request.json").read_text(encoding="utf-8"))
-    assert (read["schema_version"], "written_by" in read) == (SCHEMA - 1, False)
-    assert world.ledger.request().schema_version == SCHEMA - 1
+    assert (read["schema_version"], "written_by" in read) == (1, False)
+    assert world.ledger.request().schema_version == 1
     world.ledger.update_state(lambda s: s.moved(BuildPhase.RUNNING))
     adopted = world.ledger.request()
     assert (adopted.schema_version, adopted.written_by) == (SCHEMA, __version__)
@@ -133,22 +133,23 @@ def test_a_newer_versions_build_is_one_clear_line_wherever_it_is_named(
 @pytest.mark.parametrize(
     ("document", "line"),
     [
+        (b'{"schema_version": 3}', ""),
         (b'{"schema_version": 2}', ""),
         (b'{"schema_version": 1}', ""),
         (b"{}", ""),
         (b"{", ""),
         (b"[]", ""),
         (
-            b'{"schema_version": 3}',
-            "build b needs a newer longshot: its ledger has schema 3, longshot 1.0 reads 1 and 2",
+            b'{"schema_version": 4}',
+            "build b needs a newer longshot: its ledger has schema 4, longshot 1.0 reads 1 to 3",
         ),
         (
-            b'{"schema_version": 3, "written_by": "2.0\\u001b[1m\\n"}',
-            "build b needs longshot 2.0\ufffd[1m or newer: its ledger has schema 3, longshot 1.0 reads 1 and 2",
+            b'{"schema_version": 4, "written_by": "2.0\\u001b[1m\\n"}',
+            "build b needs longshot 2.0\ufffd[1m or newer: its ledger has schema 4, longshot 1.0 reads 1 to 3",
         ),
         (
             b'{"schema_version": 0}',
-            "build b needs the longshot that began it: its ledger has schema 0, longshot 1.0 reads 1 and 2",
+            "build b needs the longshot that began it: its ledger has schema 0, longshot 1.0 reads 1 to 3",
         ),
     ],
 )

@@ -130,3 +130,38 @@ def test_of_a_long_conflicted_file_only_the_conflicts_are_shown():
     text = "".join(f"{n}\n" for n in range(20_000)) + "<<<<<<< a\nx\n=======\ny\n>>>>>>> b\n" + "z\n" * 9_000
     shown = _conflicts_only(text)
     assert "<<<<<<< a\nx\n=======\ny\n>>>>>>> b" in shown and len(shown) < 1_000 and "line 19986:" in shown
+
+
+def test_sides_that_only_add_and_change_other_files_are_joined_as_git_merges_them(pair, monkeypatch):
+    """And where one side removes a path, or its file is the other's folder, git itself decides."""
+    origin, work, base = pair
+    same = {"a.txt": "".join(f"{n}\n" for n in range(9))}
+    sides = [
+        ({"o/n.txt": "o\n", "b.bin": b"\0\2"}, {"o/t.txt": "t\n", "a.txt": "x\n"}, True),
+        ({"l": "-> a.txt"}, {"d/e/f": "f\n", "d.x": "x\n", "d/e.x": "y\n"}, True),
+        ({"d": "file\n"}, {"d/e": "folder\n"}, False),
+        ({"d/e": "folder\n"}, {"d": "file\n"}, False),
+        ({"n.txt": "same\n"}, {"n.txt": "same\n"}, False),
+        ({"a.txt": None, "moved.txt": same["a.txt"]}, {"new.txt": "t\n"}, False),
+        ({"new.txt": "t\n"}, {"b.bin": None}, False),
+    ]
+    for n, (ours, theirs, joined) in enumerate(sides):
+        onto, tip = side(work, base, f"o{n}", ours), side(work, base, f"t{n}", theirs)
+        merger = Merger(Git(origin), 1.0)
+        assert (merger._beside(onto, tip, base) is not None) == joined
+        result = merger.merge(onto, tip, base)
+        monkeypatch.setattr(merger, "_beside", lambda *_: None)
+        expected = merger.merge(onto, tip, base)
+        assert result == expected
+        assert isinstance(result, Clean) or not joined
+
+
+def test_a_new_file_follows_a_folder_that_the_landing_branch_has_renamed(tmp_path):
+    text = {f"old/{n}.txt": "".join(f"line {i} of {n}\n" for i in range(9)) for n in range(4)}
+    origin = bare(tmp_path / "o.git", text)
+    work = tmp_path / "o.git-stranger"
+    base = git(work, "rev-parse", "HEAD")
+    onto = side(work, base, "o", dict.fromkeys(text) | {n.replace("old/", "new/"): t for n, t in text.items()})
+    tip = side(work, base, "t", {"old/added.txt": "t\n"})
+    result = Merger(Git(origin), 1.0).merge(onto, tip, base)
+    assert isinstance(result, Conflicted) and "rename" in result.files[0].kind

@@ -8,8 +8,11 @@ import pytest
 from repositories import BUILD, World, bare, commit_on, git
 
 from longshot_dagster.adapters import mirror as mirror_module
+from longshot_dagster.adapters.branch import commit
 from longshot_dagster.adapters.git import Git, environment, reason
 from longshot_dagster.adapters.mirror import FileChange, Mirror, Update
+from longshot_dagster.adapters.object_store import Entry, graft, look_up, tree_of
+from longshot_dagster.adapters.object_store import write as write_object
 from longshot_dagster.core.errors import RepositoryError, WrongUse
 from longshot_dagster.core.models import MAX_DIFF
 
@@ -28,6 +31,27 @@ def test_fetch_gives_the_landing_branch_and_before_it_exists_the_base(tmp_path):
     newer = commit_on(world.origin, "result", {"n": "n\n"})
     assert world.mirror.fetch() == newer
     assert git(world.mirror.path, "cat-file", "-t", newer) == "commit"
+
+
+def test_workers_that_start_together_ask_the_target_once_and_a_push_makes_it_asked_again(world, monkeypatch):
+    shared = Mirror(world.home, world.request.target)
+    looked, look = [], shared.read_remote
+
+    def counting(*refs):
+        looked.append(refs)
+        return look(*refs)
+
+    monkeypatch.setattr(shared, "read_remote", counting)
+    with ThreadPoolExecutor(8) as pool:
+        (base,) = set(pool.map(lambda _: shared.fetch(60), range(20)))
+    assert len(looked) == 1
+    head = shared.intake(BUILD, "r001-01", base, world.bundle(base, {"x": "x\n"}))
+    assert shared.push([Update("refs/heads/main", base, head)]) is None
+    assert shared.fetch(60) == head and len(looked) == 2
+
+
+def test_a_look_that_began_before_it_was_asked_for_does_not_answer_unless_that_is_wanted(world):
+    assert world.mirror.fetch() != commit_on(world.origin, "main", {"n": "n\n"}) == world.mirror.fetch()
 
 
 def test_only_the_needed_branches_are_fetched(world):
@@ -76,6 +100,27 @@ def test_old_bundles_are_forgotten_and_young_ones_are_not(world, monkeypatch):
         os.utime(path, (1_000_000 + n * 1_000, 1_000_000 + n * 1_000))
     left = world.mirror.bundle(commit_on(world.origin, "main", {"n": "x\n"}) and world.mirror.fetch())
     assert left.exists() and len(list(left.parent.glob("*.bundle"))) == 2
+
+
+def test_what_lands_is_packed_every_few_bundles_and_nothing_of_it_is_lost(world, monkeypatch):
+    monkeypatch.setattr(mirror_module, "PACK_EVERY", 2)
+    store, head = world.mirror.git, world.mirror.fetch()
+    packs = world.mirror.path / "objects/pack"
+    found = []
+    for n in range(6):
+        entry = Entry(f"n{n}".encode(), "100644", write_object(store, "blob", f"{n}\n".encode()))
+        head = commit(store, graft(store, tree_of(store, head), [entry]), (head,), f"{n}", 1.0)
+        bundle = Mirror(world.home, world.request.target).bundle(head)
+        found.append(len(list(packs.glob("*.pack"))))
+        assert look_up(store, head) is not None and world.mirror.has(head)
+    assert found == [0, 1, 1, 2, 2, 3]
+    assert not (world.mirror.path / "objects" / head[:2] / head[2:]).exists()
+    git(world.root, "clone", "-q", "-b", "base", str(bundle), "out")
+    assert (world.root / "out/n5").read_text() == "5\n" and (world.root / "out/README.md").exists()
+    (world.mirror.path / "longshot-packed").write_text("not a note")
+    monkeypatch.setattr(mirror_module, "PACK_EVERY", 1)
+    assert world.mirror.bundle(world.mirror.fetch()).exists()
+    git(world.mirror.path, "fsck", "--strict")
 
 
 def test_a_diff_counts_lines_files_and_binaries(world):

@@ -18,7 +18,7 @@ from urllib.parse import quote, urlsplit
 import pytest
 from browser import CHROMIUM, browser
 
-from longshot_dagster.adapters import processes, stack
+from longshot_dagster.adapters import leases, processes, stack
 from longshot_dagster.adapters.dagster_api import ENDED, DagsterApi, Pool
 from longshot_dagster.adapters.home import Home
 from longshot_dagster.adapters.settings import STACK_MARK
@@ -172,6 +172,8 @@ def test_a_pool_says_who_holds_a_slot_and_the_runs_tags_whose_it_is(served: Serv
     until(lambda: served.api.pool("beds").used)
     assert served.api.pool("beds") == Pool(3, ((run, "nap"),), ())
     assert served.api.tags([run])[run]["who"] == "me"
+    stat = Path(f"/proc/{leases.holder(served.home, run)}/stat").read_bytes()
+    assert int(stat.rpartition(b")")[2].split()[1]) == served.info.children["run starter"]  # it is its fork
     served.api.terminate([run])
     until(lambda: served.api.status(run) in ENDED)
 

@@ -68,6 +68,9 @@ class TestGateway:
     def usage(self, build: str, key: str | None = None) -> Usage:
         return Usage(self.chat.tokens_in, self.chat.tokens_out)
 
+    def comes_back(self) -> bool:
+        return not self.gone
+
 
 def git(cwd: Path, *arguments: str) -> str:
     return subprocess.run(["git", *arguments], cwd=cwd, check=True, capture_output=True, text=True).stdout.strip()

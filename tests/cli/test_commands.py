@@ -57,7 +57,7 @@ def longshot(
         (["status", "nope"], {}, "no build 'nope' here (newest: none yet); `longshot status` lists them all"),
         (["status", "No/../pe"], {}, "'No/' is not a build name"),
         (["resume", "nope"], {}, "no build 'nope' here"),
-        (["resume"], {}, "Missing argument 'BUILD'; longshot resume --help shows how"),
+        (["resume"], {}, "no build named; `longshot status` lists those of this installation, longshot resume"),
         (["demo", "--look"], {}, "no demo has been built yet; `longshot demo` builds it"),
         (["ui"], {}, "Longshot is not running; `longshot up` starts it"),
         (["up"], {"LONGSHOT_UI_PORT": "x"}, "LONGSHOT_UI_PORT=x is not a port"),

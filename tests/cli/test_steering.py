@@ -169,7 +169,7 @@ def test_only_the_builds_own_runs_are_ended_politely_first(monkeypatch):
     following.end_runs("b", api)
     assert api.told[0] == (["b.root.001", "b.r001-02", "b"], False)
     assert api.left == ["other.root.001", "b2.root.001"]
-    monkeypatch.setattr(following, "END_RUNS_SECONDS", 0.0)
+    monkeypatch.setattr(following, "runs_end_s", lambda workers: 0.0)
     deaf = Runs("b.root.001", deaf=True)
     following.end_runs("b", deaf)
     assert deaf.told == [(["b.root.001"], False), (["b.root.001"], True)] and deaf.left == []

@@ -1,16 +1,28 @@
 """Several builds on one branch: which of them mends it when it is red, and that nobody waits for ever."""
 
 from dataclasses import replace
+from random import Random
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_lifecycle import DONE, FAILED, OPEN, _Play, landed, planned, view
+from test_lifecycle import BUILD, COMPLETE, DONE, FAILED, LANDED, OPEN, landed, planned, view
 
-from longshot_dagster.core.ids import IterationKey
+from longshot_dagster.core.ids import IterationKey, task_id
 from longshot_dagster.core.landing_records import LandingState
-from longshot_dagster.core.lifecycle import Finalize, RunIteration, SweepView, fixable_sweep, next_steps
-from longshot_dagster.core.models import BuildPhase
+from longshot_dagster.core.lifecycle import (
+    BuildView,
+    CloseParent,
+    Finalize,
+    IterationView,
+    RunIteration,
+    SweepView,
+    TaskView,
+    fixable_conflicts,
+    fixable_sweep,
+    next_steps,
+)
+from longshot_dagster.core.models import BuildPhase, HandoffStatus
 from longshot_dagster.core.reconciling import Mender, checks_of, may_mend
 from longshot_dagster.core.settings import Settings
 
@@ -72,6 +84,107 @@ def test_a_red_sweep_that_nobody_would_answer_is_not_waited_for():
 )
 def test_builds_share_sweeps_when_their_checks_and_sandboxes_are_the_same(change, shared):
     assert (checks_of(Settings(**change)) == checks_of(Settings())) is shared
+
+
+class _Play:
+    """A whole build with a random planner, random failures, conflicts and crashes, driven only by next_steps."""
+
+    def __init__(self, seed: int) -> None:
+        self.chance = Random(seed)
+        self.rounds: dict[IterationKey, IterationView] = {}
+        self.tasks: dict[str, TaskView] = {}
+        self.fixed: set[str] = set()
+        self.sweep: SweepView | None = None
+        self.red_finals = 0
+        self.final_sweep: int | None = None
+        self.head = 0
+        self.finished = False
+        self.worked: dict[str, int] = {}
+        self.runs: set[str] = set()
+
+    def view(self) -> BuildView:
+        tasks = tuple(replace(t, fix_planned=t.id in self.fixed) for t in self.tasks.values())
+        return BuildView(
+            BUILD,
+            BuildPhase.FINISHED if self.finished else BuildPhase.RUNNING,
+            tuple(self.rounds.values()),
+            tasks,
+            self.sweep,
+            self.red_finals,
+            self.final_sweep,
+            max_iterations=6,
+        )
+
+    def start(self, step) -> None:
+        if isinstance(step, RunIteration):
+            self.runs.add(step.run_key)
+            self.rounds.setdefault(step.key, IterationView(step.key, OPEN, step.attempt))
+        elif isinstance(step, CloseParent):
+            assert self.tasks[step.task].handoff is None, "a parent was closed twice"
+            self.tasks[step.task] = replace(self.tasks[step.task], handoff=COMPLETE)
+        else:
+            self.finalize(step)
+
+    def finalize(self, step: Finalize) -> None:
+        assert step.number == self.red_finals + 1
+        self.look()
+        answered = {r.sweep for r in self.rounds.values()}
+        if self.sweep.red and step.number <= 3 and self.sweep.number not in answered:
+            self.red_finals, self.final_sweep = step.number, self.sweep.number
+        else:
+            self.finished = True
+
+    def look(self) -> None:
+        if self.sweep is None or self.sweep.head != str(self.head):
+            number = self.sweep.number + 1 if self.sweep else 1
+            self.sweep = SweepView(number, str(self.head), self.chance.random() < 0.4, self.chance.random() < 0.5)
+
+    def plan(self, it: IterationView) -> None:
+        planner, view = it.key.planner, self.view()
+        seen = tuple(t.id for t in view.tasks if t.planner == planner and t.handoff)
+        sweep = None
+        if planner == "fix":
+            conflicts, sweep = fixable_conflicts(view), fixable_sweep(view)
+            self.fixed |= set(conflicts)
+            count = len(conflicts) + (self.chance.randint(0, 5) if sweep is not None else 0)
+        else:
+            count = self.chance.choice([0, 1, 2, 4]) if it.key.number > 1 else self.chance.randint(1, 4)
+        names = [task_id(it.key, n + 1) for n in range(min(count, 99))]
+        for name in names:
+            assert name not in self.tasks, "a task was planned twice"
+            delegated = planner != "fix" and len(name) < 12 and self.chance.random() < 0.2
+            self.tasks[name] = TaskView(name, planner, delegated, is_fix=planner == "fix")
+        self.rounds[it.key] = replace(it, planned=True, tasks=tuple(names), handoffs_seen=seen, sweep=sweep)
+
+    def work(self) -> bool:
+        """One random thing that can happen happens; False when nothing can."""
+        can = []
+        for it in self.rounds.values():
+            if it.status is OPEN and not it.planned:
+                can.append(lambda it=it: self.plan(it))
+            elif it.status is OPEN and all(self.tasks[t].settled or self.tasks[t].delegated for t in it.tasks):
+                can.append(lambda it=it: self.close(it))
+        for t in self.tasks.values():
+            if not t.delegated and t.handoff is None:
+                can.append(lambda t=t: self.hand_off(t))
+            elif not t.delegated and t.landing is None:
+                can.append(lambda t=t: self.land(t))
+        if can:
+            self.chance.choice(can)()
+        return bool(can)
+
+    def close(self, it: IterationView) -> None:
+        self.look()
+        self.rounds[it.key] = replace(self.rounds[it.key], status=DONE)
+
+    def hand_off(self, task: TaskView) -> None:
+        self.worked[task.id] = self.worked.get(task.id, 0) + 1
+        self.tasks[task.id] = replace(task, handoff=self.chance.choice(list(HandoffStatus)))
+
+    def land(self, task: TaskView) -> None:
+        state = self.chance.choice([LANDED, LANDED, LandingState.CONFLICT, LandingState.WITHHELD, LandingState.NOOP])
+        self.head += state is LANDED
+        self.tasks[task.id] = replace(task, landing=state)
 
 
 class _Branch:

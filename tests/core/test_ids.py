@@ -31,6 +31,8 @@ def test_what_is_not_a_build_name(bad):
         ("fix", 1, 5, "f001-05"),
         ("r002-03", 1, 2, "r002-03-001-02"),
         ("r002-03-001-02", 4, 9, "r002-03-001-02-004-09"),
+        ("root", 1, 1000, "r001-1000"),
+        ("r001-1000", 1, 100, "r001-1000-001-100"),
     ],
 )
 def test_task_names_derive_from_their_iteration(planner, number, position, expected):
@@ -46,6 +48,12 @@ def test_task_names_derive_from_their_iteration(planner, number, position, expec
 )
 def test_depth_counts_the_subplanners_above(task, above):
     assert ids.depth(task) == above
+
+
+@pytest.mark.parametrize("position", [0, 1001])
+def test_an_iteration_names_a_thousand_tasks_and_no_more(position):
+    with pytest.raises(ValueError, match="1 to 1000 tasks"):
+        ids.task_id(IterationKey("b-1", "root", 1), position)
 
 
 @pytest.mark.parametrize("bad", ["x", "b.root", "b.root.1", "b.root.0001", "b.other.001", "B.root.001", "b.root.001.x"])

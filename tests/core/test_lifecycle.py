@@ -2,11 +2,12 @@
 
 from dataclasses import replace
 from random import Random
+from typing import NamedTuple
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
+from longshot_dagster.cli.resuming import woken
+from longshot_dagster.core.finalizing import AskForFixes, Report, WorkLeft, outcome, work_left
 from longshot_dagster.core.ids import IterationKey, task_id
 from longshot_dagster.core.landing_records import LandingState
 from longshot_dagster.core.lifecycle import (
@@ -16,14 +17,26 @@ from longshot_dagster.core.lifecycle import (
     IterationStatus,
     IterationView,
     RunIteration,
+    Step,
     SweepView,
     TaskView,
     fixable_conflicts,
     fixable_sweep,
     next_steps,
     planner_done,
+    replans_after,
+    unseen_handoffs,
 )
-from longshot_dagster.core.models import BuildPhase, HandoffStatus
+from longshot_dagster.core.models import (
+    BuildPhase,
+    BuildState,
+    CheckName,
+    CheckResult,
+    CheckStatus,
+    HandoffStatus,
+    Sweep,
+)
+from longshot_dagster.core.steering import orphans
 
 BUILD = "toy-0001"
 DONE, OPEN, FAILED = IterationStatus.DONE, IterationStatus.OPEN, IterationStatus.FAILED
@@ -67,6 +80,25 @@ def test_replanning_waits_for_three_handoffs_while_others_work():
     first = planned(1, *ids, status=OPEN)
     assert RunIteration(key(2), 1) not in next_steps(view(first, tasks=two))
     assert RunIteration(key(2), 1) in next_steps(view(first, tasks=three))
+
+
+@pytest.mark.parametrize(
+    ("planner", "unsettled", "handoffs"),
+    [("root", 0, 3), ("root", 39, 3), ("root", 40, 4), ("root", 1000, 100), ("r001-01", 19, 1), ("r001-01", 30, 3)],
+)
+def test_a_planner_of_many_tasks_hears_of_a_tenth_of_them_at_once(planner, unsettled, handoffs):
+    assert replans_after(planner, unsettled) == handoffs
+
+
+def test_a_plan_of_a_hundred_tasks_is_looked_at_anew_after_a_tenth_of_what_is_left():
+    ids = [f"r001-{n:02d}" for n in range(1, 101)]
+    first = planned(1, *ids, status=OPEN)
+
+    def opens(done: int) -> bool:
+        tasks = (*(landed(i) for i in ids[:done]), *(TaskView(i, "root") for i in ids[done:]))
+        return RunIteration(key(2), 1) in next_steps(view(first, tasks=tasks))
+
+    assert next(n for n in range(1, 101) if opens(n)) == 9  # 91 are left, and a tenth of those is 9
 
 
 def test_one_handoff_is_enough_when_nothing_else_is_active():
@@ -159,122 +191,349 @@ def test_the_planner_stops_at_its_last_allowed_iteration():
     assert next_steps(view(*rounds, tasks=tasks, max_iterations=2)) == [Finalize(1)]
 
 
-class _Play:
-    """A whole build with a random planner, random failures, conflicts and crashes, driven only by next_steps."""
+class _Run:
+    """A process that Dagster started; it dies of a crash, of a cancel, or of having come to its end."""
+
+    def __init__(self, key: IterationKey | None, number: int, attempt: int, task: str = "") -> None:
+        self.key, self.number, self.attempt, self.task = key, number, attempt, task
+        self.alive, self.retries = True, 3
+
+    @property
+    def partition(self) -> str:
+        return self.task or (str(self.key) if self.key else BUILD)
+
+
+class _World:
+    """One build, its sensors, its runs and the people around it, played at random; all that it does comes of next_steps.
+
+    It keeps what a ledger keeps, and loses what a crash loses: a sensor may die between any two of its steps and sees the
+    ledger as it was a moment ago, a run key starts one run, a run that has died is started again three times.
+    """
 
     def __init__(self, seed: int) -> None:
         self.chance = Random(seed)
         self.rounds: dict[IterationKey, IterationView] = {}
+        self.failures: dict[IterationKey, int] = {}
         self.tasks: dict[str, TaskView] = {}
         self.fixed: set[str] = set()
-        self.sweep: SweepView | None = None
-        self.red_finals = 0
-        self.final_sweep: int | None = None
-        self.head = 0
-        self.finished = False
+        self.sweeps: list[SweepView] = []
+        self.state, self.reported, self.head = BuildState(phase=BuildPhase.RUNNING), False, 0
+        self.runs: list[_Run] = []
+        self.launched: set[str] = set()
+        self.at_work: dict[str, _Run] = {}
+        self.wanted_no_more: set[str] = set()
         self.worked: dict[str, int] = {}
-        self.runs: set[str] = set()
+        self.set_aside: dict[str, int] = {}
+        self.earlier = self.view()
+
+    # --- the ledger ---
 
     def view(self) -> BuildView:
-        tasks = tuple(replace(t, fix_planned=t.id in self.fixed) for t in self.tasks.values())
+        attempts = self.state.attempts
+        number = max((int(n[10:]) for n in attempts if n.startswith("red-final.")), default=0)
         return BuildView(
             BUILD,
-            BuildPhase.FINISHED if self.finished else BuildPhase.RUNNING,
-            tuple(self.rounds.values()),
-            tasks,
-            self.sweep,
-            self.red_finals,
-            self.final_sweep,
-            max_iterations=6,
+            self.state.phase,
+            tuple(self.standing(i) for i in self.rounds.values()),
+            tuple(self.tasks.values()),
+            self.sweeps[-1] if self.sweeps else None,
+            number,
+            attempts.get(f"red-final.{number}"),
+            max_iterations=4,
         )
 
-    def start(self, step) -> None:
+    def standing(self, it: IterationView) -> IterationView:
+        attempt = self.state.attempts.get(it.key.short, 1)
+        if it.status is DONE or (attempt == 1 and it.key not in self.failures):
+            return it
+        return replace(it, attempt=attempt, status=FAILED if self.failures.get(it.key, 0) >= attempt else OPEN)
+
+    def pause(self) -> None:
+        self.state = self.state.paused("a reason")
+
+    def count(self, finalization: int) -> None:
+        name = f"finalize.{finalization:03d}"
+        more = {**self.state.attempts, name: self.state.attempts.get(name, 1) + 1}
+        self.state = self.state.model_copy(update={"attempts": more})
+
+    # --- sensors ---
+
+    def tick(self) -> None:
+        """A sensor looks, at a ledger that may have changed since it read it, does some of what it finds, and may die."""
+        now = self.view()
+        seen = self.chance.choice([now, now, now, self.earlier])
+        self.earlier = now
+        for step in next_steps(seen):
+            if self.chance.random() < 0.1:
+                return
+            if seen.phase is not BuildPhase.FINALIZING or isinstance(step, Finalize):
+                self.carry_out(step, all(t.settled for t in seen.tasks))
+
+    def carry_out(self, step: Step, seen_settled: bool) -> None:
         if isinstance(step, RunIteration):
-            self.runs.add(step.run_key)
-            self.rounds.setdefault(step.key, IterationView(step.key, OPEN, step.attempt))
+            self.rounds.setdefault(step.key, IterationView(step.key, OPEN))
+            if self.chance.random() > 0.1:  # it may die between its note in the ledger and the launch
+                self.launch(step.run_key, _Run(step.key, 0, step.attempt))
         elif isinstance(step, CloseParent):
-            assert self.tasks[step.task].handoff is None, "a parent was closed twice"
-            self.tasks[step.task] = replace(self.tasks[step.task], handoff=COMPLETE)
+            if self.tasks[step.task].handoff is None:
+                self.tasks[step.task] = replace(self.tasks[step.task], handoff=COMPLETE)
         else:
-            self.finalize(step)
+            assert seen_settled, "a build with open tasks was to be finalized"
+            attempt = self.state.attempts.get(f"finalize.{step.number:03d}", 1)
+            self.launch(f"{step.number}.{attempt}", _Run(None, step.number, attempt))
 
-    def finalize(self, step: Finalize) -> None:
-        assert step.number == self.red_finals + 1
-        self.look()
-        answered = {r.sweep for r in self.rounds.values()}
-        if self.sweep.red and step.number <= 3 and self.sweep.number not in answered:
-            self.red_finals, self.final_sweep = step.number, self.sweep.number
+    def launch(self, run_key: str, run: _Run) -> None:
+        if run_key not in self.launched:
+            self.launched.add(run_key)
+            self.runs.append(run)
+
+    # --- runs ---
+
+    def go_on(self, run: _Run) -> None:
+        """One thing that the run does next."""
+        if run.task:
+            self.work_at(run, run.task)
+            run.alive = not self.tasks[run.task].settled
+        elif run.key is None:
+            self.finalize(run)
+        elif (it := self.rounds[run.key]).status is DONE:
+            run.alive = False
+        elif not it.planned:
+            self.plan(it)
         else:
-            self.finished = True
-
-    def look(self) -> None:
-        if self.sweep is None or self.sweep.head != str(self.head):
-            number = self.sweep.number + 1 if self.sweep else 1
-            self.sweep = SweepView(number, str(self.head), self.chance.random() < 0.4, self.chance.random() < 0.5)
+            open_tasks = [t for t in it.tasks if not self.tasks[t].delegated and not self.tasks[t].settled]
+            if open_tasks:
+                self.work_at(run, self.chance.choice(open_tasks))
+            else:
+                self.look()
+                self.rounds[it.key], run.alive = replace(it, status=DONE), False
 
     def plan(self, it: IterationView) -> None:
-        planner, view = it.key.planner, self.view()
-        seen = tuple(t.id for t in view.tasks if t.planner == planner and t.handoff)
-        sweep = None
+        planner, view, sweep = it.key.planner, self.view(), None
+        seen = unseen_handoffs(view, planner)
         if planner == "fix":
             conflicts, sweep = fixable_conflicts(view), fixable_sweep(view)
+            assert not self.fixed & set(conflicts), "a conflict was taken up twice"
+            assert sweep is None or sweep not in {i.sweep for i in self.rounds.values()}, "a sweep was answered twice"
             self.fixed |= set(conflicts)
-            count = len(conflicts) + (self.chance.randint(0, 5) if sweep is not None else 0)
+            self.tasks |= {t: replace(self.tasks[t], fix_planned=True) for t in conflicts}
+            count = len(conflicts) + (self.chance.randint(0, 2) if sweep is not None else 0)
         else:
-            count = self.chance.choice([0, 1, 2, 4]) if it.key.number > 1 else self.chance.randint(1, 4)
-        names = [task_id(it.key, n + 1) for n in range(min(count, 99))]
+            assert seen or it.key.number == 1 or self.set_aside, "a planner was asked again without anything new"
+            count = self.chance.choice([0, 0, 0, 1, 2]) if it.key.number > 1 else self.chance.randint(1, 3)
+        names = [task_id(it.key, n + 1) for n in range(count)]
         for name in names:
             assert name not in self.tasks, "a task was planned twice"
-            delegated = planner != "fix" and len(name) < 12 and self.chance.random() < 0.2
+            delegated = planner != "fix" and len(name) < 12 and self.chance.random() < 0.12
             self.tasks[name] = TaskView(name, planner, delegated, is_fix=planner == "fix")
         self.rounds[it.key] = replace(it, planned=True, tasks=tuple(names), handoffs_seen=seen, sweep=sweep)
 
-    def work(self) -> bool:
-        """One random thing that can happen happens; False when nothing can."""
-        can = []
-        for it in self.rounds.values():
-            if it.status is OPEN and not it.planned:
-                can.append(lambda it=it: self.plan(it))
-            elif it.status is OPEN and all(self.tasks[t].settled or self.tasks[t].delegated for t in it.tasks):
-                can.append(lambda it=it: self.close(it))
-        for t in self.tasks.values():
-            if not t.delegated and t.handoff is None:
-                can.append(lambda t=t: self.hand_off(t))
-            elif not t.delegated and t.landing is None:
-                can.append(lambda t=t: self.land(t))
-        if can:
-            self.chance.choice(can)()
-        return bool(can)
-
-    def close(self, it: IterationView) -> None:
-        self.look()
-        self.rounds[it.key] = replace(self.rounds[it.key], status=DONE)
-
-    def hand_off(self, task: TaskView) -> None:
-        self.worked[task.id] = self.worked.get(task.id, 0) + 1
-        self.tasks[task.id] = replace(task, handoff=self.chance.choice(list(HandoffStatus)))
+    def work_at(self, run: _Run, name: str) -> None:
+        task = self.tasks[name]
+        if task.handoff is None:
+            holder = self.at_work.setdefault(name, run)
+            if holder is not run:  # whoever comes second waits
+                return
+            if self.chance.random() < 0.5 or name in self.wanted_no_more:
+                del self.at_work[name]
+                self.worked[name] = self.worked.get(name, 0) + 1
+                given_up = name in self.wanted_no_more
+                status = HandoffStatus.BLOCKED if given_up else self.chance.choice(list(HandoffStatus))
+                self.tasks[name] = replace(task, handoff=status)
+        elif task.landing is None:
+            self.tasks[name] = replace(task, landing=LandingState.QUEUED)
+        elif task.landing is LandingState.QUEUED:
+            self.land(task)
 
     def land(self, task: TaskView) -> None:
-        state = self.chance.choice([LANDED, LANDED, LandingState.CONFLICT, LandingState.WITHHELD, LandingState.NOOP])
+        chances = [LANDED, LANDED, LandingState.CONFLICT, LandingState.WITHHELD, LandingState.NOOP]
+        state = LandingState.WITHHELD if task.id in self.wanted_no_more else self.chance.choice(chances)
         self.head += state is LANDED
         self.tasks[task.id] = replace(task, landing=state)
 
+    def look(self) -> None:
+        if not self.sweeps or self.sweeps[-1].head != str(self.head):
+            red, regression = self.chance.random() < 0.4, self.chance.random() < 0.5
+            well = max((s.number for s in self.sweeps if not s.red), default=0)
+            self.sweeps.append(SweepView(len(self.sweeps) + 1, str(self.head), red, regression, well))
 
-@settings(max_examples=150, deadline=None)
-@given(st.integers(min_value=0, max_value=2**32))
-def test_any_build_ends_with_every_task_worked_on_exactly_once(seed):
-    play = _Play(seed)
-    for _ in range(4000):
-        if play.finished:
+    def finalize(self, run: _Run) -> None:
+        if self.reported:
+            self.finish()
+            run.alive = False
+        elif self.state.phase is BuildPhase.RUNNING:
+            self.state = self.state.moved(BuildPhase.FINALIZING)
+        elif self.state.phase is BuildPhase.FINALIZING:
+            run.alive = False
+            for task in [t for t in self.tasks.values() if t.landing is LandingState.QUEUED]:
+                self.land(task)
+            if work_left(self.view()):
+                self.count(run.number)
+                self.state = self.state.moved(BuildPhase.RUNNING)
+                return
+            self.look()
+            newest = self.sweeps[-1]
+            ended = outcome(
+                self.view(), run.number, Sweep.model_construct(number=newest.number, checks=_RED[newest.red])
+            )
+            if isinstance(ended, Report):
+                self.reported = True
+                self.finish()
+                return
+            self.count(run.number) if isinstance(ended, WorkLeft) else None
+            noted = {f"red-final.{run.number}": ended.sweep} if isinstance(ended, AskForFixes) else {}
+            attempts = {**self.state.attempts, **noted}
+            self.state = self.state.moved(BuildPhase.RUNNING).model_copy(update={"attempts": attempts})
+
+    def finish(self) -> None:
+        if self.state.phase is BuildPhase.RUNNING:
+            self.state = self.state.moved(BuildPhase.FINALIZING)
+        if self.state.phase is BuildPhase.FINALIZING:
+            self.state = self.state.moved(BuildPhase.FINISHED)
+
+    # --- what befalls them ---
+
+    def crash(self, run: _Run) -> None:
+        """What it was working at is lost. Dagster starts it again, until it has done so three times."""
+        self.stop_work_of(run)
+        run.retries -= 1
+        if run.retries < 0:
+            run.alive = False
+            self.note_end(run)
+
+    def cancel(self, run: _Run) -> None:
+        self.stop_work_of(run)
+        run.alive = False
+        self.note_end(run)
+
+    def stop_work_of(self, run: _Run) -> None:
+        for name in [n for n, r in self.at_work.items() if r is run]:
+            del self.at_work[name]
+
+    def note_end(self, run: _Run) -> None:
+        if self.state.phase is BuildPhase.FINISHED:
+            return
+        if run.task:
+            self.pause()
+        elif run.key is None:
+            if self.state.attempts.get(f"finalize.{run.number:03d}", 1) == run.attempt:
+                self.count(run.number)
+                self.pause()
+        elif self.rounds[run.key].status is not DONE and run.attempt >= self.state.attempts.get(run.key.short, 1):
+            self.failures[run.key] = run.attempt
+            self.pause()
+
+    def power_cut(self) -> None:
+        """Every process dies at once, and nobody notes it."""
+        for run in self.runs:
+            self.stop_work_of(run)
+            run.alive = False
+        self.pause()
+
+    def taken_over(self) -> None:
+        """Another machine goes on from the checkpoint; its Dagster knows of no run that there ever was."""
+        self.power_cut()
+        self.launched.clear()
+
+    def resume(self) -> None:
+        alive = [r for r in self.runs if r.alive]
+        busy = {r.partition for r in alive}
+        view = self.view()
+        if self.state.phase is BuildPhase.PAUSED:
+            plans = [
+                _Plan(i.key.short, [self.tasks[t] for t in i.tasks if not self.tasks[t].delegated])
+                for i in view.iterations
+            ]
+            for name in orphans(view, plans):  # type: ignore[arg-type]
+                if name not in busy:
+                    self.runs.append(_Run(None, 0, 1, task=name))
+            self.state = woken(self.state, view, busy)
+
+    def give_up_a_task(self) -> None:
+        """A person cancels one that was not handed in."""
+        if open_tasks := [t.id for t in self.tasks.values() if t.handoff is None and not t.delegated]:
+            self.wanted_no_more.add(self.chance.choice(open_tasks))
+
+    def undo(self) -> None:
+        if there := [t for t in self.tasks.values() if t.landing is LANDED]:
+            task = self.chance.choice(there)
+            self.tasks[task.id], self.head = replace(task, landing=LandingState.UNDONE), self.head + 1
+
+    def retry(self) -> None:
+        """A person gives a task whose iteration is over to a new worker; a finished build goes on."""
+        over = {t for i in self.rounds.values() if i.status is DONE for t in i.tasks}
+        again = (LandingState.WITHHELD, LandingState.UNDONE)
+        could = [t for t in self.tasks.values() if t.id in over and t.landing in again and t.id not in self.at_work]
+        if not could or self.state.phase is BuildPhase.PAUSED or any(r.alive and r.task for r in self.runs):
+            return
+        task = self.chance.choice(could)
+        self.tasks[task.id] = replace(task, handoff=None, landing=None)
+        self.wanted_no_more.discard(task.id)
+        self.set_aside[task.id] = self.set_aside.get(task.id, 0) + 1
+        self.runs.append(_Run(None, 0, 1, task=task.id))
+        if self.state.phase is not BuildPhase.FINALIZING:
+            self.reported = False
+        if self.state.phase is BuildPhase.FINISHED:
+            self.state = self.state.reopened(f"finalize.{self.view().finalize_attempt + 1:03d}")
+
+    def befall(self) -> None:
+        """One random misfortune, or one of a person's wishes."""
+        alive = [r for r in self.runs if r.alive]
+        single = [self.crash, self.crash, self.crash, self.cancel]
+        can = [self.pause, self.power_cut, self.taken_over, self.give_up_a_task, self.undo, self.retry]
+        if alive and self.chance.random() < 0.6:
+            self.chance.choice(single)(self.chance.choice(alive))
+        else:
+            self.chance.choice(can)()
+
+    def step(self) -> None:
+        """One look of a sensor, or one thing that one of the runs does."""
+        alive = [r for r in self.runs if r.alive]
+        if not alive or self.chance.random() < 0.3:
+            self.tick()
+        else:
+            self.go_on(self.chance.choice(alive))
+
+
+class _Plan(NamedTuple):
+    iteration: str
+    dispatched: list[TaskView]
+
+
+_RED = {
+    red: (CheckResult(name=CheckName.TEST, command="make test", status=CheckStatus.RED if red else CheckStatus.GREEN),)
+    for red in (True, False)
+}
+
+
+def played(seed: int, misfortunes: float) -> _World:
+    """A build that was disturbed for a while and then left in peace."""
+    world = _World(seed)
+    for _ in range(world.chance.randint(20, 70)):
+        world.befall() if world.chance.random() < misfortunes else world.step()
+        if world.state.phase is BuildPhase.PAUSED and world.chance.random() < 0.5:
+            world.resume()
+    for _ in range(3_000):
+        if world.state.phase is BuildPhase.FINISHED and not any(r.alive for r in world.runs):
             break
-        for step in next_steps(play.view()):
-            play.start(step)
-            if play.finished:
-                break
-        for _ in range(play.chance.randint(1, 4)):
-            play.work()
-    assert play.finished, "the build never ended"
-    assert next_steps(play.view()) == []
-    assert all(t.settled for t in play.tasks.values())
-    assert all(play.worked[t.id] == 1 for t in play.tasks.values() if not t.delegated)
-    assert sum(1 for i in play.rounds.values() if i.status is not DONE) == 0
+        world.resume()
+        world.step()
+    return world
+
+
+@pytest.mark.parametrize("misfortunes", [0.0, 0.1, 0.25, 0.5])
+def test_any_build_ends_with_every_task_worked_on_exactly_once(misfortunes: float) -> None:
+    """510 builds of each kind; a seed that fails is named."""
+    for seed in range(510):
+        world = played(seed, misfortunes)
+        view = world.view()
+        assert view.phase is BuildPhase.FINISHED and next_steps(view) == [], f"seed {seed}: the build never ended"
+        assert all(t.settled for t in view.tasks), f"seed {seed}: a task was forgotten"
+        assert all(i.status is DONE for i in view.iterations), f"seed {seed}: an iteration was forgotten"
+        done = {t.id: 1 + world.set_aside.get(t.id, 0) for t in view.tasks if not t.delegated}
+        assert world.worked == done, f"seed {seed}: a task was worked on more often than it was asked for"
+        for planner in {i.key.planner for i in view.iterations} - {"fix"}:
+            assert planner_done(view, planner), f"seed {seed}: {planner} was not asked to the end"
+            last = max(i.key.number for i in view.iterations if i.key.planner == planner)
+            told = world.set_aside or not unseen_handoffs(view, planner) or last == view.max_iterations
+            assert told, f"seed {seed}: {planner} was not told of a handoff"

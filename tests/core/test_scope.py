@@ -86,3 +86,12 @@ def test_overlap_is_seen_from_both_sides():
 )
 def test_generated_files_are_known_by_name(path, generated):
     assert scope.is_generated(path) is generated
+
+
+@given(st.lists(st.lists(st.text("ab/", min_size=1, max_size=6), min_size=1, max_size=3), max_size=8))
+def test_neighbours_are_exactly_the_scopes_that_overlap(raw):
+    scopes = [[p for p in ("/".join(filter(None, text.split("/"))) for text in paths) if p] for paths in raw]
+    near = scope.Neighbours()
+    for n, paths in enumerate(scopes):
+        assert near.of(paths) == [m for m in range(n) if scope.overlap(paths, scopes[m])]
+        near.add(n, paths)

@@ -112,7 +112,7 @@ class ScriptedTools(BuildTools):
     def landing(self) -> Any:
         return self
 
-    def fetch(self) -> str:
+    def fetch(self, within_s: float = 0.0) -> str:
         return oid(f"main after {len(self.script.landed)}")
 
     def repo_state(self, head: str) -> RepoState:

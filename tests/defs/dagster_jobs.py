@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import dagster as dg
 
 from longshot_dagster.core.errors import Cancelled
-from longshot_dagster.defs.executor import cancellation, threaded_executor
+from longshot_dagster.defs.executor import cancellation, prioritise, threaded_executor
 
 EXECUTORS = {
     "in_process": dg.in_process_executor,
@@ -63,6 +63,12 @@ async def awaited() -> int:
     return 7
 
 
+@dg.op(tags={"kind": "alone"}, pool="two")
+def tagged(context: dg.OpExecutionContext) -> int:
+    assert context.partition_key == "b"
+    return 1
+
+
 @dg.graph
 def fan_out() -> None:
     total(three().map(doubled).collect())
@@ -89,11 +95,73 @@ def retried() -> None:
     doubled.with_hooks({noted})(second_time())
 
 
-SHAPES = {shape.name: shape for shape in (fan_out, skipped, failed, crashed, retried)}
+@dg.op(out=dg.DynamicOut(int))
+def none_at_all() -> Iterator[dg.DynamicOutput[int]]:
+    yield from ()
+
+
+@dg.op(out=dg.DynamicOut(int, is_required=False))
+def perhaps_some() -> Iterator[dg.DynamicOutput[int]]:
+    yield from ()
+
+
+@dg.op(out={"even": dg.DynamicOut(int), "odd": dg.DynamicOut(int)})
+def sorted_out() -> Iterator[dg.DynamicOutput[int]]:
+    for n in range(3):
+        yield dg.DynamicOutput(n, mapping_key=f"n{n}", output_name="odd" if n % 2 else "even")
+
+
+@dg.op
+def broken_at_one(n: int) -> int:
+    if n == 1:
+        raise dg.Failure("on purpose", allow_retries=False)
+    return n
+
+
+@dg.graph
+def nested_and_empty() -> None:
+    """Collects of nothing, of a skip, of two outputs of one op, and mapped over what was collected from a map."""
+    total(none_at_all().map(doubled).collect())
+    total.alias("of_a_skip")(perhaps_some().map(doubled).collect())
+    even, odd = sorted_out()
+    total.alias("of_even")(even.map(lambda n: doubled.alias("again")(doubled.alias("once")(n))).collect())
+    total.alias("of_odd")(odd.collect())
+
+
+@dg.graph
+def one_of_many_failed() -> None:
+    total(three().map(broken_at_one).collect())
+
+
+SHAPES = {
+    shape.name: shape for shape in (fan_out, skipped, failed, crashed, retried, nested_and_empty, one_of_many_failed)
+}
+
+
+@dg.graph
+def everything() -> None:
+    """All that a process per step is asked for, at once: starting those costs more than anything they do."""
+    total(three().map(doubled).collect())
+    doubled.alias("after_a_skip")(nothing())
+    doubled.alias("after_a_failure")(broken())
+    doubled.alias("after_a_retry").with_hooks({noted})(second_time())
+    total.alias("of_nothing")(none_at_all().map(doubled.alias("of_none")).collect())
+    tagged()
+    tagged.alias("tagged_too")()
+
+
+# Forked from one process that has loaded Dagster: each would cost two seconds.
+_PROCESSES = {"start_method": {"forkserver": {"preload_modules": ["dagster_jobs"]}}, "max_concurrent": 4}
+_TAGS = {"tag_concurrency_limits": [{"key": "kind", "value": "alone", "limit": 1}]}
 
 
 def build(shape: str, executor: str) -> dg.JobDefinition:
-    return SHAPES[shape].to_job(executor_def=EXECUTORS[executor])
+    if shape != "everything":
+        return SHAPES[shape].to_job(executor_def=EXECUTORS[executor])
+    config = {"in_process": {}, "multiprocess": {**_PROCESSES, **_TAGS}, "threaded": _TAGS, "threaded_freely": {}}
+    executor_def = EXECUTORS[executor.removesuffix("_freely")].configured(config[executor])
+    parts = dg.StaticPartitionsDefinition(["a", "b"])
+    return everything.to_job(executor_def=executor_def, partitions_def=parts)
 
 
 # --- one at a time -----------------------------------------------------------------------------------------------------
@@ -146,6 +214,22 @@ def eight() -> Iterator[dg.DynamicOutput[int]]:
 @dg.job(executor_def=threaded_executor)
 def in_a_pool() -> None:
     eight().map(pooled)
+
+
+@dg.op(out=dg.DynamicOut(int))
+def eight_of_rising_urgency(context: dg.OpExecutionContext) -> Iterator[dg.DynamicOutput[int]]:
+    prioritise(context.run_id, {f"n{n}": n for n in range(8)})
+    yield from (dg.DynamicOutput(n, mapping_key=f"n{n}") for n in range(8))
+
+
+@dg.op(pool="two")
+def noted_in_a_pool(n: int) -> None:
+    _order.append(f"work {n}")
+
+
+@dg.job(executor_def=threaded_executor)
+def urgent_ones_first() -> None:
+    eight_of_rising_urgency().map(noted_in_a_pool)
 
 
 # --- tag limits --------------------------------------------------------------------------------------------------------

@@ -24,7 +24,12 @@ def claim(number):
     storage, run = KeptSqliteEventLogStorage(str(directory)), f"run-{number}"
     start.wait(60)
     for n in range(claims):
-        while not storage.claim_concurrency_slot("two", run, f"step {n}").is_claimed:
+        # half of them as Dagster's own executors claim, half as ours does
+        while not (
+            storage.claim_slots("two", run, {f"step {n}": 0}, 0, None).steps
+            if number % 2
+            else storage.claim_concurrency_slot("two", run, f"step {n}").is_claimed
+        ):
             time.sleep(0.001)
         (held / run).touch()
         time.sleep(0.02)
@@ -52,6 +57,93 @@ def test_six_processes_never_hold_more_slots_than_the_pool_has(instance: dg.Dags
     together = [int(n) for n in subprocess.run(argv, stdout=subprocess.PIPE, check=True, timeout=120).stdout.split()]
     assert len(together) == PROCESSES * CLAIMS
     assert max(together) <= LIMIT
+
+
+@pytest.fixture
+def pool(instance: dg.DagsterInstance) -> KeptSqliteEventLogStorage:
+    """With one slot in the pool `two`."""
+    storage = instance.event_log_storage
+    assert isinstance(storage, KeptSqliteEventLogStorage)
+    storage.set_concurrency_slots("two", 1)
+    return storage
+
+
+def claim(storage: KeptSqliteEventLogStorage, run: str, *steps: str, priority: int = 0, at_most: int | None = None):
+    return storage.claim_slots("two", run, dict.fromkeys(steps, priority), 0, at_most).steps
+
+
+def test_a_slot_goes_to_the_highest_priority_of_all_runs_and_then_to_the_oldest(
+    pool: KeptSqliteEventLogStorage,
+) -> None:
+    assert claim(pool, "a", "busy") == ("busy",)
+    waiting = {"old": ("b", 0), "urgent": ("c", 5), "new": ("a", 0)}
+    assert [claim(pool, run, step, priority=first) for step, (run, first) in waiting.items()] == [()] * 3
+    order, holder = [], ("a", "busy")
+    while waiting:
+        pool.free_concurrency_slot_for_step(*holder)
+        asked = [claim(pool, run, step, priority=first) for step, (run, first) in reversed(waiting.items())]
+        ((won,),) = filter(None, asked)
+        holder = (waiting.pop(won)[0], won)
+        order.append(won)
+    assert order == ["urgent", "old", "new"]
+
+
+def test_a_step_whose_run_does_not_look_gives_way(
+    pool: KeptSqliteEventLogStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim(pool, "a", "busy")
+    claim(pool, "dead", "first", priority=9)
+    pool.free_concurrency_slot_for_step("a", "busy")
+    assert claim(pool, "b", "second") == (), "its turn has only begun"
+    monkeypatch.setattr(event_storage, "_TURN_S", -1.0)
+    assert claim(pool, "b", "second") == ("second",)
+
+
+def test_what_a_run_has_no_room_for_is_left_to_others(pool: KeptSqliteEventLogStorage) -> None:
+    pool.set_concurrency_slots("two", 5)
+    assert claim(pool, "a", "one", "two", "three", at_most=2) == ("one", "two")
+    assert claim(pool, "b", "four", "five") == ("four", "five")
+
+
+def test_a_pool_that_was_paused_while_busy_is_not_overrun_when_it_goes_on(pool: KeptSqliteEventLogStorage) -> None:
+    pool.set_concurrency_slots("two", 4)
+    busy = claim(pool, "a", "a1", "a2", "a3", "a4")
+    pool.set_concurrency_slots("two", 0)
+    assert claim(pool, "b", "b1", "b2") == ()
+    pool.set_concurrency_slots("two", 4)
+    assert claim(pool, "b", "b1", "b2") == ()
+    for step in busy:
+        pool.free_concurrency_slot_for_step("a", step)
+    assert claim(pool, "b", "b1", "b2") == ("b1", "b2")
+
+
+def test_a_lowered_limit_holds_once_the_busy_ones_have_ended(pool: KeptSqliteEventLogStorage) -> None:
+    pool.set_concurrency_slots("two", 3)
+    busy = claim(pool, "a", "a1", "a2", "a3")
+    pool.set_concurrency_slots("two", 1)
+    taken = []
+    for step in busy:
+        pool.free_concurrency_slot_for_step("a", step)
+        taken.append(len(claim(pool, "b", *(x for x in ("b1", "b2", "b3")))))
+    info = pool.get_concurrency_info("two")
+    assert sum(taken) == 1 and len(info.claimed_slots) == info.slot_count == 1
+
+
+def test_without_a_limit_everybody_starts_and_nobody_is_left_in_line(pool: KeptSqliteEventLogStorage) -> None:
+    claim(pool, "a", "busy")
+    assert claim(pool, "b", "b1", "b2") == ()
+    pool.delete_concurrency_limit("two")
+    found = pool.claim_slots("two", "b", {"b1": 0, "b2": 0}, 0, None)
+    assert (found.steps, found.limit) == (("b1", "b2"), None)
+    assert [p.step_key for p in pool.get_concurrency_info("two").pending_steps] == ["busy"]
+
+
+def test_a_run_that_ends_gives_back_its_slots_and_its_places(pool: KeptSqliteEventLogStorage) -> None:
+    claim(pool, "a", "a1", "a2")
+    claim(pool, "b", "b1")
+    pool.free_concurrency_slots_for_run("a")
+    assert claim(pool, "b", "b1") == ("b1",)
+    assert [p.run_id for p in pool.get_concurrency_info("two").pending_steps] == ["b"]
 
 
 def test_more_runs_than_connections_are_written_and_read(

@@ -263,17 +263,14 @@ def test_a_finalization_that_crashed_runs_under_a_new_key_once_resumed(
     assert keys(tick(sensors.finalize, home, instance)) == [f"{BUILD}#finalize.001.2"]
 
 
+@pytest.mark.parametrize("status", [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED])
 def test_a_run_whose_process_is_gone_is_marked_failed(
-    home: Home, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+    home: Home, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, status: dg.DagsterRunStatus
 ) -> None:
     monkeypatch.setattr(sensors, "_LEASE_TAKEN_S", -1)
-    lost, alive, unknown = (ended(instance, dg.DagsterRunStatus.STARTED) for _ in range(3))
+    lost, alive, unknown = (ended(instance, status) for _ in range(3))
     leases.hold(home, alive.run_id)
     (Path(home.leases) / f"run-{lost.run_id}").write_text("1", encoding="utf-8")
     tick(sensors.lost_runs, home, instance)
     found = {run.run_id: run.status for run in instance.get_runs()}
-    assert found == {
-        lost.run_id: dg.DagsterRunStatus.FAILURE,
-        alive.run_id: dg.DagsterRunStatus.STARTED,
-        unknown.run_id: dg.DagsterRunStatus.STARTED,
-    }
+    assert found == {lost.run_id: dg.DagsterRunStatus.FAILURE, alive.run_id: status, unknown.run_id: status}

@@ -5,6 +5,7 @@ The tests share one installation and run in order; each takes a repository and a
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 from collections import Counter
@@ -209,3 +210,42 @@ def _kill_run(installation: Installation, build: str) -> str:
     assert pid, "a run that is under way holds its lease"
     os.kill(pid, signal.SIGKILL)
     return run.id
+
+
+_BACKFILL = """
+mutation Backfill($params: LaunchBackfillParams!) {
+  launchPartitionBackfill(backfillParams: $params) { __typename ... on LaunchBackfillSuccess { backfillId }
+    ... on PythonError { message } }
+}"""
+
+
+def test_a_backfill_repairs_a_stopped_build_and_its_checkpoint_brings_it_back(installation, tmp_path):
+    repository, before = bare(tmp_path / "five.git"), len(installation.model.log)
+    with installation.started("Write alpha and beta, and stop", "--repo", str(repository)) as longshot:
+        live = installation.wait("beta at work", lambda: _at_its_sleep(installation))
+        build = live.parents[2].name
+        ledger = installation.ledger(build)
+        installation.wait("alpha handed in", lambda: ledger.handoff("r001-01"))
+        longshot.send_signal(signal.SIGINT)
+        said, _ = longshot.communicate(timeout=60)
+    assert ledger.handoff("r001-01") and not ledger.handoff("r001-02"), said
+    _backfill(installation, [f"{build}.r001-01", f"{build}.r001-02"])
+    landed = installation.wait("the repair", lambda: (o := ledger.landing("r001-02")) and o.settled and o)
+    assert landed.state is LandingState.LANDED
+    shutil.rmtree(ledger.directory)
+    shutil.rmtree(installation.home.mirror_of(str(repository)))
+    done = installation.longshot("resume", build, "--repo", str(repository), "--take-over")
+    assert done.returncode == 0, done.stdout + done.stderr
+    again = installation.ledger(build)
+    assert again.state().phase is BuildPhase.FINISHED and again.report().verdict is Verdict.GREEN
+    asked = Counter(r["task"] for r in installation.asked(before) if r["role"] == "worker" and r["step"] == 0)
+    assert asked["r001-01"] == 1, "alpha had finished and was asked again"
+    tasks = re.findall(r"Longshot-Task: (\S+)", git(repository, "log", "--format=%B", "main"))
+    assert sorted(tasks) == ["r001-01", "r001-02"], "each task landed once"
+
+
+def _backfill(installation: Installation, partitions: list[str]) -> None:
+    """As the UI launches it for the partitions of `task_result` that are missing."""
+    params = {"assetSelection": [{"path": ["task_result"]}], "partitionNames": partitions}
+    answer = installation.api.ask(_BACKFILL, {"params": params})["launchPartitionBackfill"]
+    assert answer["__typename"] == "LaunchBackfillSuccess", answer

@@ -117,8 +117,22 @@ def test_a_model_that_does_not_answer_ends_the_run_with_its_reason(
 
 def test_nothing_behind_the_relay_is_a_model_error(tmp_path: Path) -> None:
     with Relay(str(tmp_path / "nobody.sock")) as relay, pytest.raises(chat.ModelError) as failure:
-        chat.Chat(relay.url, time.monotonic() + 5, 5, (0.0,), model="m").ask([])
+        chat.Chat(relay.url, time.monotonic() + 5, 5, (0.0,), away_s=0, model="m").ask([])
     assert failure.value.kind == "llm_error"
+
+
+def test_a_gateway_that_is_away_for_longer_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = iter((False, False, False, False, True))
+
+    def look(self: chat.Chat, body: bytes) -> tuple[int, bytes]:
+        if next(looks):
+            return 200, b'{"choices": [{"message": {"content": "back"}}]}'
+        raise ConnectionRefusedError("nobody is there")
+
+    monkeypatch.setattr(chat, "_AWAY_WAIT_S", 0.0)
+    monkeypatch.setattr(chat.Chat, "_post", look)
+    asked = chat.Chat("http://127.0.0.1:1/v1", time.monotonic() + 60, 5, (0.0, 0.0), model="m")
+    assert asked.ask([]).text == "back"
 
 
 def test_a_short_outage_is_bridged(short: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import openai
 import pytest
 
 from longshot_dagster.core.errors import WrongUse
+from longshot_dagster.testing.answers import Answer, Asked
 from longshot_dagster.testing.script import Script, load
 from longshot_dagster.testing.scripted_model import ScriptedModel
 
@@ -269,6 +270,19 @@ def test_a_hanging_answer_ends_at_the_servers_own_limit() -> None:
     script = Script.model_validate({"faults": [{"fault": "hang"}]})
     with ScriptedModel(script, hang_limit_s=0.1) as model, pytest.raises(http.client.RemoteDisconnected):
         post(model, "/v1/chat/completions", {"messages": conversation(WORKER, TASK)})
+
+
+def test_an_answer_that_is_held_comes_when_it_is_let_go() -> None:
+    looks = iter([True, True, False])
+
+    class Held(ScriptedModel):
+        def reply(self, asked: Asked) -> Answer:
+            return Answer("at last", held=lambda: next(looks))
+
+    with Held(Script()) as model:
+        status, _, document = post(model, "/v1/chat/completions", {"messages": [{"role": "user", "content": "?"}]})
+    assert (status, document["choices"][0]["message"]["content"]) == (200, "at last")
+    assert list(looks) == []
 
 
 def test_stopping_does_not_wait_for_a_slow_answer_or_an_idle_client() -> None:

@@ -11,8 +11,11 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 _MAX_ANSWER = 32 << 20
-# The gateway does the patient retrying; these bridge its own restart.
+# The gateway does the patient retrying of a model that refuses; these are for what it cannot pass on.
 _WAITS_S = (1.0, 3.0)
+# A gateway that is gone itself is started again, which takes its time on a busy host; meanwhile nobody answers at all.
+_AWAY_S = 120.0
+_AWAY_WAIT_S = 3.0
 _CONTEXT = re.compile(
     r"context|too long|too large|max(imum)?[ _-](input|prompt|model|total|seq)?.{0,20}(token|length)|token limit", re.I
 )
@@ -48,18 +51,27 @@ class Chat:
     """Chat completions at `base_url`; `until` (monotonic seconds) bounds every wait."""
 
     def __init__(
-        self, base_url: str, until: float, timeout_s: float, waits_s: Sequence[float] = _WAITS_S, **options: object
+        self,
+        base_url: str,
+        until: float,
+        timeout_s: float,
+        waits_s: Sequence[float] = _WAITS_S,
+        *,
+        away_s: float = _AWAY_S,
+        **options: object,
     ) -> None:
         self._url = urlsplit(base_url)
         self._until = until
         self._timeout_s = timeout_s
         self._waits_s = waits_s
+        self._away_s = away_s
         self._options = options
 
     def ask(self, messages: list[dict[str, object]]) -> Reply:
         """Raises ModelError."""
         body = json.dumps({**self._options, "messages": messages, "stream": False}).encode()
-        for wait in (*self._waits_s, None):
+        waits, gone = iter(self._waits_s), None
+        while True:
             try:
                 status, answer = self._post(body)
                 problem = f"HTTP {status}: {_message(answer)}"
@@ -67,7 +79,12 @@ class Chat:
                 status, answer, problem = 0, b"", f"no answer from the model: {e or type(e).__name__}"
             if status == 200:
                 return _reply(answer)
-            if wait is None or not (status in (0, 408, 429) or status >= 500) or time.monotonic() + wait > self._until:
+            now, wait = time.monotonic(), next(waits, None)
+            if status == 0:
+                gone = now if gone is None else gone
+                if wait is None and now - gone < self._away_s:
+                    wait = _AWAY_WAIT_S
+            if wait is None or not (status in (0, 408, 429) or status >= 500) or now + wait > self._until:
                 break
             time.sleep(wait)
         raise ModelError(_kind(status, answer, time.monotonic() >= self._until), problem)

@@ -1,0 +1,38 @@
+"""Finished work that has not landed: its branches go to the target beside the checkpoint, so that no machine's end loses it.
+
+Below refs/longshot/work/<build>/, never refs/heads: a pushed branch can start somebody's CI. They leave again when the
+task lands or something lands in its place.
+"""
+
+from collections.abc import Callable, Mapping
+
+from longshot_dagster.adapters.intake import work_ref
+from longshot_dagster.adapters.ledger import BuildLedger
+from longshot_dagster.adapters.mirror import Update
+from longshot_dagster.core.landing_records import LandingOutcome, LandingState
+
+_WAITING = (LandingState.QUEUED, LandingState.CONFLICT, LandingState.WITHHELD)
+
+
+def unlanded(ledger: BuildLedger, landing: Callable[[str], LandingOutcome | None]) -> dict[str, str]:
+    """Task -> tip, of every task that was handed in, or interrupted, with commits that are on no branch of the target."""
+    found = {}
+    for task in ledger.task_ids():
+        outcome = landing(task)
+        if outcome is not None and outcome.state not in _WAITING:
+            continue
+        if outcome is None and ledger.handoff(task) is None and ledger.interrupted(task) is None:
+            continue
+        run = ledger.run(task)
+        if run is not None and run.head is not None and run.head != run.base:
+            found[task] = run.head
+    return found
+
+
+def work_updates(build: str, wanted: Mapping[str, str], there: Mapping[str, str]) -> list[Update]:
+    """What brings the target's work refs (`there`: all refs that were read of it) in line with `wanted` (task -> tip)."""
+    refs = {work_ref(build, task): tip for task, tip in wanted.items()}
+    prefix = work_ref(build, "")
+    stale = [ref for ref in there if ref.startswith(prefix) and ref not in refs]
+    moved = [Update(ref, there.get(ref), tip) for ref, tip in refs.items() if there.get(ref) != tip]
+    return [*moved, *(Update(ref, there[ref], None) for ref in stale)]
