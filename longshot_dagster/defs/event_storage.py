@@ -4,28 +4,37 @@ The stock class opens a connection per event (28 events/s, against 790 to 1,128 
 claimed by reading and then writing, guarded by `FOR UPDATE SKIP LOCKED`, which SQLite ignores: 54 of 455 claims from six
 processes overran the limit, against 0 of 711 with `BEGIN IMMEDIATE`.
 
-What a power cut may lose: with `synchronous=NORMAL` the last events written before it, never their consistency. A
-crash of a process loses nothing. What a build is owed is in the ledger, which is fsynced.
+What a power cut may lose: with `synchronous=NORMAL` the last events written before it, never their consistency. What a
+SIGKILL of a run may lose: what its steps reported in the last fifth of a second, because our executor has events of steps
+written together (1.6 CPU ms for each one alone, with 200 threads); run statuses, assets and checks are written at once,
+after what came before them. Neither is relied upon: what a build is owed is in the ledger and in git.
 
 Slots of a pool are claimed for all waiting steps of a run at once, in one transaction: highest priority first, then oldest,
 across all runs. The tables and what their rows mean are Dagster's, so its UI and its other executors go on working.
 """
 
+import contextlib
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from dagster._core.storage.event_log import SqliteEventLogStorage
+from dagster._core.events import ASSET_CHECK_EVENTS, ASSET_EVENTS, EVENT_TYPE_TO_PIPELINE_RUN_STATUS
+from dagster._core.events.log import EventLogEntry
+from dagster._core.storage.event_log import SqlEventLogStorageTable, SqliteEventLogStorage
 from dagster._core.storage.event_log.sqlite.sqlite_event_log import INDEX_SHARD_NAME
 from dagster._core.storage.sql import create_engine
 from dagster._core.storage.sqlite import SQLITE_BUSY_TIMEOUT_SECONDS
 from dagster._serdes import ConfigurableClassData
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.exc import DatabaseError
 from sqlalchemy.pool import StaticPool
 
+_GATHER_S = 0.2
+_AT_ONCE = {*ASSET_EVENTS, *ASSET_CHECK_EVENTS, *EVENT_TYPE_TO_PIPELINE_RUN_STATUS}
 _MAX_OPEN = 16  # connections: one per run that this process writes to or shows, and the index
 _TURN_S = 3.0  # a waiting step of a run that does not look for so long (it has died, or is full) gives way
 _STAMP = "%Y-%m-%d %H:%M:%S.%f"  # what SQLAlchemy reads back as a datetime
@@ -44,6 +53,9 @@ class KeptSqliteEventLogStorage(SqliteEventLogStorage):
 
     def __init__(self, base_dir: str, inst_data: ConfigurableClassData | None = None) -> None:
         self._engines: dict[str, Engine] = {}  # least recently used first
+        self._gathering = 0
+        self._gathered: dict[str, list[dict[str, Any]]] = {}  # run -> rows that wait to be written together
+        self._gathered_guard = threading.Lock()
         super().__init__(base_dir, inst_data)
 
     @classmethod
@@ -54,8 +66,59 @@ class KeptSqliteEventLogStorage(SqliteEventLogStorage):
 
     @contextmanager
     def _connect(self, shard: str) -> Iterator[Connection]:
-        with self._db_lock, self._engine(shard).connect() as connection, connection.begin():
-            yield connection
+        with self._db_lock:
+            self._write_gathered(shard)
+            with self._engine(shard).connect() as connection, connection.begin():
+                yield connection
+
+    @contextmanager
+    def gathering(self) -> Iterator[None]:
+        """Meanwhile events of steps are written together, `_GATHER_S` seconds late at most; all of them are at its end."""
+        done = threading.Event()
+        writer = threading.Thread(target=self._keep_writing, args=(done,), name="event writer", daemon=True)
+        self._gathering += 1
+        writer.start()
+        try:
+            yield
+        finally:
+            self._gathering -= 1
+            done.set()
+            writer.join()
+            self._write_all_gathered()
+
+    def store_event(self, event: EventLogEntry) -> None:
+        noted = event.dagster_event.event_type if event.dagster_event else None
+        if not self._gathering or noted in _AT_ONCE:
+            super().store_event(event)
+            return
+        row = self._event_to_row(event)
+        with self._gathered_guard:
+            self._gathered.setdefault(event.run_id, []).append(row)
+
+    def _keep_writing(self, done: threading.Event) -> None:
+        while not done.wait(_GATHER_S):
+            # A full disk is told to whoever writes next; the rows wait.
+            with contextlib.suppress(DatabaseError):
+                self._write_all_gathered()
+
+    def _write_all_gathered(self) -> None:
+        for run_id in list(self._gathered):
+            with self._db_lock:
+                self._write_gathered(run_id)
+
+    def _write_gathered(self, shard: str) -> None:
+        """With the lock held. Rows that cannot be written stay."""
+        with self._gathered_guard:
+            rows = self._gathered.pop(shard, [])
+        if not rows:
+            return
+        try:
+            with self._engine(shard).connect() as connection, connection.begin():
+                connection.execute(SqlEventLogStorageTable.insert(), rows)
+        except BaseException:
+            with self._gathered_guard:
+                self._gathered[shard] = rows + self._gathered.get(shard, [])
+            raise
 
     def _engine(self, shard: str) -> Engine:
         engine = self._engines.pop(shard, None)

@@ -50,6 +50,7 @@ from dagster._core.executor.base import Executor
 from longshot_dagster.adapters import leases
 from longshot_dagster.adapters.home import Home
 from longshot_dagster.core.ending import grace_s
+from longshot_dagster.defs.event_storage import KeptSqliteEventLogStorage
 from longshot_dagster.defs.ready_steps import PromptClaims, ReadySteps, prioritise
 
 __all__ = ["cancellation", "prioritise", "threaded_executor"]
@@ -152,6 +153,8 @@ class ThreadedExecutor(Executor):
 
     def _steps(self, job_context: PlanExecutionContext, execution_plan: ExecutionPlan) -> Iterator[DagsterEvent]:
         with ExitStack() as stack:
+            if isinstance(storage := job_context.instance.event_log_storage, KeptSqliteEventLogStorage):
+                stack.enter_context(storage.gathering())
             claims = stack.enter_context(PromptClaims(job_context.instance, job_context.dagster_run))
             active = stack.enter_context(
                 ReadySteps(

@@ -1,11 +1,15 @@
 """The event log under the load that broke the stock one: a pool claimed from six processes at once."""
 
+import contextlib
+import json
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
 
 import dagster as dg
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from longshot_dagster.defs import event_storage
 from longshot_dagster.defs.event_storage import KeptSqliteEventLogStorage
@@ -161,3 +165,48 @@ def test_what_was_wiped_is_gone(instance: dg.DagsterInstance) -> None:
     instance.report_engine_event("noted", run_id=run_id, job_name="job")
     instance.event_log_storage.wipe()
     assert list(instance.event_log_storage.get_logs_for_run(run_id)) == []
+
+
+def _said(path: Path) -> list[str]:
+    """What is in the run's database, asked of the file and not of the storage that writes it."""
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        return [message for (message,) in connection.execute("SELECT event FROM event_logs ORDER BY id")]
+
+
+def test_events_of_steps_are_written_together_and_never_after_what_came_later(instance: dg.DagsterInstance) -> None:
+    storage = instance.event_log_storage
+    assert isinstance(storage, KeptSqliteEventLogStorage)
+    run = instance.create_run_for_job(dg.job(name="empty")(lambda: None))
+    database = Path(storage.path_for_shard(run.run_id))
+    with storage.gathering():
+        for n in range(3):
+            instance.report_engine_event(f"step says {n}", run)
+        assert [e.message for e in storage.get_logs_for_run(run.run_id)] == [f"step says {n}" for n in range(3)]
+        instance.report_engine_event("last words", run)
+        instance.report_run_failed(run, message="failed")
+        kinds = [json.loads(text)["dagster_event"]["event_type_value"] for text in _said(database)]
+        assert kinds == ["ENGINE_EVENT"] * 4 + ["PIPELINE_FAILURE"]
+        instance.report_engine_event("said at the very end", run)
+    assert "said at the very end" in _said(database)[-1]
+
+
+def test_events_that_cannot_be_written_wait_until_they_can(
+    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = instance.event_log_storage
+    assert isinstance(storage, KeptSqliteEventLogStorage)
+    run_id = "00000000-0000-4000-8000-000000000000"
+    full, room = [True], storage._engine
+
+    def engine(shard: str) -> object:
+        if full[0] and shard == run_id:
+            raise OperationalError("INSERT", {}, sqlite3.OperationalError("database or disk is full"))
+        return room(shard)
+
+    monkeypatch.setattr(storage, "_engine", engine)
+    with storage.gathering():
+        instance.report_engine_event("kept", run_id=run_id, job_name="job")
+        with pytest.raises(OperationalError):
+            storage.get_logs_for_run(run_id)
+        full[0] = False
+        assert [e.message for e in storage.get_logs_for_run(run_id)] == ["kept"]
