@@ -139,6 +139,9 @@ class _Line:
             self._socket.close()
             raise SandboxError(f"the fleet's host does not answer: {e.strerror or e}") from e
         self._heard = self._socket.makefile("rb", buffering=_BUFFER)
+        self._read_ahead = True  # may there be something that the socket does not tell of any more?
+        self._poll = select.poll()  # not select(): it knows no descriptor above 1,023
+        self._poll.register(self._socket, select.POLLIN)
 
     def _connect(self, host: str) -> None:
         for attempt in range(20):
@@ -161,6 +164,7 @@ class _Line:
 
     def hear(self) -> tuple[dict[str, Any], bytes]:
         try:
+            self._read_ahead = True
             header, data = wire.receive(self._heard)
         except (OSError, EOFError) as e:
             raise SandboxError("the fleet's host has gone") from e
@@ -170,18 +174,17 @@ class _Line:
 
     def waiting(self, seconds: float) -> bool:
         """Has the host something to say? What has been read ahead is looked at without asking the socket."""
-        self._socket.setblocking(False)
-        try:
-            ahead = self._heard.peek(1)
-        except (BlockingIOError, OSError):
-            ahead = b""
-        finally:
-            self._socket.setblocking(True)
-        if ahead:
-            return True
-        poll = select.poll()  # not select(): it knows no descriptor above 1,023
-        poll.register(self._socket, select.POLLIN)
-        return bool(poll.poll(seconds * 1000))
+        if self._read_ahead:
+            self._socket.setblocking(False)
+            try:
+                if self._heard.peek(1):
+                    return True
+            except OSError:
+                pass
+            finally:
+                self._socket.setblocking(True)
+            self._read_ahead = False
+        return bool(self._poll.poll(seconds * 1000))
 
     def close(self) -> None:
         self._heard.close()

@@ -11,7 +11,8 @@ from pathlib import Path
 @contextlib.contextmanager
 def claim(path: Path, wait_s: float = 0) -> Iterator[bool]:
     """True while this process holds `path`'s lock, False when another does; the kernel frees it when the holder dies."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.parent.is_dir():
+        path.parent.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + wait_s
     with path.open("a+b") as file:
         while True:

@@ -1,11 +1,14 @@
 """How everything else talks to the gateway process: standard library only, over its control socket."""
 
+import contextlib
 import http.client
 import json
 import os
 import socket
 import subprocess
 import sys
+import weakref
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +33,8 @@ _AWAY_S = 60.0  # until a supervisor has it running again that has seen it die
 _STOP_S = 15.0
 _LOOK_S = 0.2
 _EXAMINE_S = 120.0
+_KEPT_LINES = 8
+_NO_ANSWER = (OSError, http.client.HTTPException, ValueError)
 _NO_ENDPOINTS = "no model endpoint is configured: set LLM_BASE_URL and LLM_API_KEY, or LLM_ENDPOINTS (see .env.example)"
 _SECRET_WORDS = ("KEY", "TOKEN", "SECRET", "PASSWORD", "CREDENTIAL", "LLM_")
 
@@ -51,6 +56,7 @@ class Gateway:
     def __init__(self, home: Home, clock: Clock | None = None) -> None:
         self._home = home
         self._clock = clock or SystemClock()
+        self._lines = _Lines(self._clock)
 
     def ensure(self, endpoints: Sequence[Endpoint] | None = None, tuning: Mapping[str, float] | None = None) -> None:
         """Have the gateway running, serving `endpoints` when given; safe under any number of callers.
@@ -88,23 +94,31 @@ class Gateway:
         `budget` is the build's, in tokens; 0 is none. Opened again, a key keeps its counts. `timeout_s` is the time for
         one answer.
         """
-        asked = {"build": build, "key": key, "budget": budget, "timeout_s": timeout_s}
-        return str(self._call("POST", "/open", asked)["path"])
+        return self.begin(build, key, budget, timeout_s)[0]
 
-    def close(self, build: str, key: str) -> None:
-        """No more requests from `key`; its counts stay. Nothing happens when the gateway has gone."""
-        if self.alive():
-            self._call("POST", "/close", {"build": build, "key": key})
+    def begin(self, build: str, key: str, budget: int, timeout_s: float | None = None) -> tuple[str, Usage]:
+        """As `open`, and what `key` has used before."""
+        asked = {"build": build, "key": key, "budget": budget, "timeout_s": timeout_s}
+        opened = self._call("POST", "/open", asked)
+        return str(opened["path"]), Usage(**opened["usage"])
+
+    def close(self, build: str, key: str) -> Usage | None:
+        """No more requests from `key`; its counts stay: what it has used. Nothing happens, and it is None, when the gateway
+        has gone.
+        """
+        closed = self._call_if_alive("POST", "/close", {"build": build, "key": key})
+        return None if closed is None else Usage(**closed["usage"])
 
     def usage(self, build: str, key: str | None = None) -> Usage:
         """Tokens of one key, or of the whole build; from the gateway's file when it is not running."""
-        if not self.alive():
-            accounts = read_accounts(self._home.gateway, build)
-            if key is None:
-                return accounts.usage
-            return accounts.accounts[key].usage if key in accounts.accounts else Usage()
         query = {"build": build} if key is None else {"build": build, "key": key}
-        return Usage(**self._call("GET", f"/usage?{urlencode(query)}"))
+        found = self._call_if_alive("GET", f"/usage?{urlencode(query)}")
+        if found is not None:
+            return Usage(**found)
+        accounts = read_accounts(self._home.gateway, build)
+        if key is None:
+            return accounts.usage
+        return accounts.accounts[key].usage if key in accounts.accounts else Usage()
 
     def status(self) -> dict[str, Any]:
         """pid, version, endpoints (name, host, weight; never a key), rehearsal, sockets, in_flight, waiting."""
@@ -183,24 +197,27 @@ class Gateway:
                 if path == "/stop" or not self.comes_back():
                     raise
                 status, document = self._asked(method, path, body, timeout_s)
-        except (OSError, http.client.HTTPException, ValueError) as e:
-            raise ModelUnavailable(
-                f"the gateway to the model does not answer ({type(e).__name__}); start it with `longshot up`, then `longshot resume BUILD`"
-            ) from e
-        if status >= 400:
-            error = document.get("error", {}) if isinstance(document, dict) else {}
-            raise WrongUse(str(error.get("message", "the gateway refused"))[:500])
-        return dict(document)
+        except _NO_ANSWER as e:
+            raise _unavailable(e) from e
+        return _accepted(status, document)
 
-    def _asked(self, method: str, path: str, body: object, timeout_s: float) -> tuple[int, Any]:
-        data = None if body is None else json.dumps(body).encode()
-        connection = _UnixConnection(str(self._socket), timeout_s, self._clock)
+    def _call_if_alive(self, method: str, path: str, body: object = None) -> dict[str, Any] | None:
+        """As `_call`, but None when no gateway listens; nobody waits for the next one."""
+        if not self._home.has_runtime:
+            return None
         try:
-            connection.request(method, path, data, {"content-type": "application/json"})
-            response = connection.getresponse()
-            return response.status, json.loads(response.read())
-        finally:
-            connection.close()
+            status, document = self._asked(method, path, body)
+        except (ConnectionRefusedError, FileNotFoundError):
+            return None
+        except ConnectionError:  # it dies at this moment, or is too busy
+            return self._call(method, path, body)
+        except _NO_ANSWER as e:
+            raise _unavailable(e) from e
+        return _accepted(status, document)
+
+    def _asked(self, method: str, path: str, body: object, timeout_s: float = 30) -> tuple[int, Any]:
+        data = None if body is None else json.dumps(body).encode()
+        return self._lines.ask(str(self._socket), method, path, data, timeout_s)
 
 
 def examine(home: Home, endpoints: Sequence[Endpoint], model: str) -> tuple[Examined, ...]:
@@ -232,11 +249,77 @@ def _examined(found: Sequence[Mapping[str, Any]]) -> tuple[Examined, ...]:
     )
 
 
+def _unavailable(why: Exception) -> ModelUnavailable:
+    return ModelUnavailable(
+        f"the gateway to the model does not answer ({type(why).__name__}); start it with `longshot up`, then `longshot resume BUILD`"
+    )
+
+
+def _accepted(status: int, document: Any) -> dict[str, Any]:
+    """Raises WrongUse, in the gateway's words, when it refused."""
+    if status >= 400:
+        error = document.get("error", {}) if isinstance(document, dict) else {}
+        raise WrongUse(str(error.get("message", "the gateway refused"))[:500])
+    return dict(document)
+
+
+class _Lines:
+    """Connections to the gateway, each used by one thread at a time; a few are kept for whoever asks next."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._owner = os.getpid()
+        self._kept: deque[_UnixConnection] = deque()
+        weakref.finalize(self, _close_all, self._kept)
+
+    def ask(self, socket_path: str, method: str, path: str, data: bytes | None, timeout_s: float) -> tuple[int, Any]:
+        """(status, document). What is asked may be said twice, except /stop."""
+        if self._owner != os.getpid():  # two processes on one line would read each other's answers
+            _close_all(self._kept)
+            self._owner = os.getpid()
+        while path != "/stop":
+            try:
+                line = self._kept.pop()
+            except IndexError:
+                break
+            with contextlib.suppress(ConnectionError):  # of a gateway that has gone, or has hung up meanwhile
+                return self._asked(line, method, path, data, timeout_s)
+        return self._asked(_UnixConnection(socket_path, self._clock), method, path, data, timeout_s)
+
+    def _asked(
+        self, line: "_UnixConnection", method: str, path: str, data: bytes | None, timeout_s: float
+    ) -> tuple[int, Any]:
+        kept = False
+        try:
+            line.wait_at_most(timeout_s)
+            line.request(method, path, data, {"content-type": "application/json"})
+            response = line.getresponse()
+            answer = response.status, json.loads(response.read())
+            kept = not response.will_close and len(self._kept) < _KEPT_LINES
+            if kept:
+                self._kept.append(line)
+            return answer
+        finally:
+            if not kept:
+                line.close()
+
+
+def _close_all(lines: "deque[_UnixConnection]") -> None:
+    while lines:
+        lines.pop().close()
+
+
 class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str, timeout_s: float, clock: Clock) -> None:
-        super().__init__("gateway", timeout=timeout_s)
+    def __init__(self, path: str, clock: Clock) -> None:
+        super().__init__("gateway")
         self._path = path
         self._clock = clock
+
+    def wait_at_most(self, timeout_s: float) -> None:
+        """For one answer."""
+        self.timeout = timeout_s
+        if self.sock is not None:
+            self.sock.settimeout(timeout_s)
 
     def connect(self) -> None:
         for attempt in range(50):
@@ -251,7 +334,7 @@ class _UnixConnection(http.client.HTTPConnection):
             except OSError:
                 self.sock.close()
                 raise
-        raise ConnectionRefusedError("the gateway is busy")
+        raise ConnectionAbortedError("the gateway is busy")
 
 
 def _environment() -> dict[str, str]:

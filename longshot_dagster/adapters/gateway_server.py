@@ -22,7 +22,7 @@ from longshot_dagster.adapters.token_counts import TokenCounts, is_key, write_ac
 from longshot_dagster.core.endpoints import Endpoint, endpoints_from_wire
 from longshot_dagster.core.errors import LongshotError, WrongUse
 from longshot_dagster.core.refusals import BUDGET_EXHAUSTED, Kind, Refusal
-from longshot_dagster.core.usage import StreamMeter, estimated, reported
+from longshot_dagster.core.usage import StreamMeter, Usage, estimated, reported
 from longshot_dagster.version import __version__
 
 MAX_REQUEST_BYTES = 64 << 20
@@ -46,6 +46,7 @@ class GatewayServer:
         self._servers: dict[str, asyncio.Server] = {}
         self._in_flight = 0
         self._stopping = asyncio.Event()
+        self._writing = asyncio.Lock()
         self._looked: asyncio.Task[None] | None = None
 
     async def run(self, ready: Callable[[], None]) -> None:
@@ -72,13 +73,14 @@ class GatewayServer:
             finally:
                 control_server.close()
                 control_path.unlink(missing_ok=True)
-                flusher.cancel()
+                self._stopping.set()
                 if self._looked:
                     self._looked.cancel()
                 for server in self._servers.values():
                     server.close()
                 await self._tasks_runner.cleanup()
                 await control_runner.cleanup()
+                await flusher
                 self._flush()
                 log.info("stopped")
 
@@ -123,13 +125,25 @@ class GatewayServer:
     # --- accounts ----------------------------------------------------------------------------------------------------
 
     async def _keep_flushing(self) -> None:
-        while True:
-            await asyncio.sleep(_FLUSH_S)
+        while not self._stopping.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), _FLUSH_S)
+            try:
+                await self._written()
+            except OSError as e:
+                log.error("cannot write token counts: %s", e)
+
+    async def _written(self) -> None:
+        """Whatever has been counted is in its file now. One writes at a time, so that no older state replaces a newer one;
+        those that come meanwhile share the next.
+        """
+        async with self._writing:
             if documents := self._counts.take_dirty():
                 try:
                     await asyncio.to_thread(write_accounts, documents)
-                except OSError as e:
-                    log.error("cannot write token counts: %s", e)
+                except OSError:
+                    self._counts.not_written(documents)
+                    raise
 
     def _flush(self) -> None:
         write_accounts(self._counts.take_dirty())
@@ -241,22 +255,23 @@ class GatewayServer:
         path = await self._open_socket(build, key)
         timeout_s = asked.get("timeout_s")
         self._counts.open(build, key, int(asked.get("budget") or 0), float(timeout_s) if timeout_s else None)
-        return web.json_response({"path": path})
+        return web.json_response({"path": path, "usage": vars(self._usage_of(build, key))})
 
     async def _control_close(self, request: web.Request) -> web.Response:
         build, key = _owner(await request.json())
         self._close_socket(build, key)
         self._counts.close(build, key)
-        if documents := self._counts.take_dirty():
-            await asyncio.to_thread(write_accounts, documents)
-        return web.json_response({})
+        await self._written()
+        return web.json_response({"usage": vars(self._usage_of(build, key))})
 
     async def _control_usage(self, request: web.Request) -> web.Response:
-        accounts = self._counts.build(request.query["build"])
-        key = request.query.get("key")
-        account = accounts.accounts.get(key) if key else None
-        usage = account.usage if account else None if key else accounts.usage
-        return web.json_response(vars(usage) if usage else {})
+        return web.json_response(vars(self._usage_of(request.query["build"], request.query.get("key"))))
+
+    def _usage_of(self, build: str, key: str | None) -> Usage:
+        accounts = self._counts.build(build)
+        if not key:
+            return accounts.usage
+        return accounts.accounts[key].usage if key in accounts.accounts else Usage()
 
     async def _control_status(self, request: web.Request) -> web.Response:
         if self._looked and not self._looked.done():

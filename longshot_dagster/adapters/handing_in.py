@@ -1,6 +1,6 @@
 """What a worker's delivery is worth: its run and its handoff, written to the ledger in that order."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from longshot_dagster.adapters.ledger import BuildLedger
@@ -80,6 +80,7 @@ class Attempt:
     tokens_before: int
     budget: int = 0  # of the build, in tokens, as the gateway was told; 0 is none
     start: str | None = None  # where an interrupted worker had come to
+    used: Usage | None = None  # by the task, when its worker had come to its end; None: the gateway has to be asked
 
 
 class HandingIn:
@@ -104,6 +105,8 @@ class HandingIn:
     def record(self, task: Task, attempt: Attempt, delivery: Delivery) -> Handoff:
         """Decide what the delivery is worth, and write run and handoff, in that order. Raises Cancelled and BuildPaused."""
         result, problem, head = delivery.result, delivery.problem, None
+        if attempt.used is None:
+            attempt = replace(attempt, used=self.usage(task))
         try:
             bundle = delivery.bundle if result and result.head else None
             head = self._mirror.intake(self._request.build, task.id, attempt.base, bundle) if bundle else None
@@ -118,7 +121,7 @@ class HandingIn:
         if result is None or problem:
             status = result.harness_status if result else "crashed"
             self._save_run(task, attempt, status, error=problem, result=result)
-            return self.save(failed(task, problem, sum(self.tokens(task)), self._ms_since(attempt.began)))
+            return self.save(failed(task, problem, self._tokens(task, attempt), self._ms_since(attempt.began)))
         diff = self._mirror.diff(attempt.base, head) if head else None
         changed = diff is not None and bool(diff.files)
         self._must_have_had_a_model(task, attempt, result, head)
@@ -161,7 +164,7 @@ class HandingIn:
             lines_removed=sum(f.removed for f in files),
             files_created=sum(f.status == "A" for f in files),
             files_modified=sum(f.status != "A" for f in files),
-            tokens_used=sum(self.tokens(task)),
+            tokens_used=self._tokens(task, attempt),
             tool_call_count=min(result.metrics.tool_call_count, 1_000_000),
             duration_ms=self._ms_since(attempt.began),
         )
@@ -174,17 +177,20 @@ class HandingIn:
             if spent.tokens_in + spent.tokens_out >= budget:
                 self.keep(self.stopped(task, attempt, OVER_BUDGET, result, head))
                 raise BudgetExhausted(f"MAX_TOKENS_PER_BUILD={budget:,} is spent; {task.id} was not finished")
-        silent = sum(self.tokens(task)) == attempt.tokens_before
+        silent = self._tokens(task, attempt) == attempt.tokens_before
         idle = head in (None, attempt.start)  # it has added nothing to what was there
         if result.harness_status == MODEL_FAILED and silent and idle:
             raise ModelUnavailable(f"no answer from the model for {task.id}: {result.error or 'no reason given'}")
 
     def failed(self, task: Task, why: str, began: float) -> Handoff:
+        used = self.usage(task)
         if self._ledger.run(task.id) is None or self._ledger.interrupted(task.id) is not None:
             now = self._clock.now()
             started_at = now - (self._clock.monotonic() - began)
-            self._save_run(task, Attempt(1, self._request.base, "", started_at, began, 0), "crashed", error=why)
-        return self.save(failed(task, why, sum(self.tokens(task)), self._ms_since(began)))
+            self._save_run(
+                task, Attempt(1, self._request.base, "", started_at, began, 0, used=used), "crashed", error=why
+            )
+        return self.save(failed(task, why, used.tokens_in + used.tokens_out, self._ms_since(began)))
 
     def save(self, handoff: Handoff) -> Handoff:
         self._ledger.save_handoff(handoff)
@@ -200,7 +206,7 @@ class HandingIn:
         head: str | None = None,
     ) -> None:
         settings = self._request.settings
-        tokens_in, tokens_out = self.tokens(task)
+        used = attempt.used or self.usage(task)
         self._ledger.save_run(
             WorkerRun(
                 task=task.id,
@@ -214,19 +220,22 @@ class HandingIn:
                 head=head,
                 commits=result.commits if result and head else 0,
                 checks=check_results(result) if result else (),
-                tokens_in=tokens_in,
-                tokens_out=tokens_out,
-                cost_usd=cost_usd(tokens_in, tokens_out, settings),
+                tokens_in=used.tokens_in,
+                tokens_out=used.tokens_out,
+                cost_usd=cost_usd(used.tokens_in, used.tokens_out, settings),
                 not_enforced=not_enforced(settings, self._request.origins, self._provider),
                 started_at=attempt.started_at,
                 ended_at=self._clock.now(),
             )
         )
 
-    def tokens(self, task: Task) -> tuple[int, int]:
-        """In and out, as the gateway counted them over all attempts."""
-        usage = self._gateway.usage(self._request.build, task.id)
-        return usage.tokens_in, usage.tokens_out
+    def usage(self, task: Task) -> Usage:
+        """As the gateway counted it over all attempts."""
+        return self._gateway.usage(self._request.build, task.id)
+
+    def _tokens(self, task: Task, attempt: Attempt) -> int:
+        used = attempt.used or self.usage(task)
+        return used.tokens_in + used.tokens_out
 
     def _ms_since(self, began: float) -> int:
         return max(0, int((self._clock.monotonic() - began) * 1000))

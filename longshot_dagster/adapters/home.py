@@ -1,6 +1,7 @@
 """Where everything of one installation lives: `LONGSHOT_HOME`, by default `~/.longshot`."""
 
 import contextlib
+import functools
 import hashlib
 import os
 import socket
@@ -68,8 +69,11 @@ class Home:
         Raises WrongUse when somebody else owns the folder.
         """
         folder = self._runtime
-        folder.mkdir(mode=0o700, exist_ok=True)
-        found = folder.lstat()
+        try:
+            found = folder.lstat()  # asked for by every task
+        except FileNotFoundError:
+            folder.mkdir(mode=0o700, exist_ok=True)
+            found = folder.lstat()
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
             raise WrongUse(f"{folder} belongs to somebody else or is open to others; remove it or set TMPDIR")
         return folder
@@ -79,7 +83,7 @@ class Home:
         """Is there a folder of sockets? Asking makes none."""
         return self._runtime.is_dir()
 
-    @property
+    @functools.cached_property
     def _runtime(self) -> Path:
         name = hashlib.sha256(str(self.root.resolve()).encode()).hexdigest()[:10]
         return Path(tempfile.gettempdir()) / f"longshot-{os.getuid()}-{name}"

@@ -1,6 +1,7 @@
 """How a worker's bundle enters the mirror: read, unpacked in a quarantine, proven harmless, and only then moved in."""
 
 import contextlib
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -35,12 +36,14 @@ def take_in(git: Git, mirror: Path, build: str, task: str, base: str, data: byte
     room = mirror / "longshot-quarantine"
     room.mkdir(exist_ok=True)
     _sweep(room)
-    with tempfile.TemporaryDirectory(dir=room) as folder:
-        quarantine = Path(folder) / "objects"
-        (quarantine / "pack").mkdir(parents=True)
+    quarantine = Path(tempfile.mkdtemp(dir=room))
+    try:
+        (quarantine / "pack").mkdir()
         _unpack(git, quarantine, bundle)
         _prove(git, quarantine, bundle, base)
         _move_in(mirror, quarantine)
+    finally:
+        shutil.rmtree(quarantine, ignore_errors=True)
     point(git, work_ref(build, task), bundle.head)
     return bundle.head
 
@@ -104,17 +107,21 @@ def _prove(git: Git, quarantine: Path, bundle: Bundle, base: str) -> None:
 
 def _move_in(mirror: Path, quarantine: Path) -> None:
     """What is there already stays; of a pack the index comes last, because without one it does not exist for git."""
-    for folder in quarantine.iterdir():
-        for file in sorted(folder.iterdir(), key=lambda f: f.suffix == ".idx"):
-            place = mirror / "objects" / folder.name / file.name
-            if (folder.name == "pack" and file.suffix not in (".pack", ".rev", ".idx")) or place.exists():
+    for folder in os.listdir(quarantine):  # noqa: PTH208 - names, because paths cost more than the moves
+        found, place = f"{quarantine}/{folder}", f"{mirror}/objects/{folder}"
+        for name in sorted(os.listdir(found), key=lambda n: n.endswith(".idx")):  # noqa: PTH208
+            if folder == "pack" and not name.endswith((".pack", ".rev", ".idx")):
+                continue
+            if os.path.exists(f"{place}/{name}"):  # noqa: PTH110
                 continue
             try:
-                file.rename(place)
+                os.rename(f"{found}/{name}", f"{place}/{name}")  # noqa: PTH104
             except FileNotFoundError:
                 with contextlib.suppress(FileExistsError):
-                    place.parent.mkdir()
-                file.rename(place)
+                    os.mkdir(place)  # noqa: PTH102
+                os.rename(f"{found}/{name}", f"{place}/{name}")  # noqa: PTH104
+        with contextlib.suppress(OSError):  # what is left is removed at the end
+            os.rmdir(found)  # noqa: PTH106
 
 
 def _sweep(room: Path) -> None:

@@ -7,59 +7,27 @@ lander dies between push and ledger, the trailers on the landing branch tell the
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
-from pydantic import BaseModel
-
-from longshot_dagster.adapters.branch import Branch
 from longshot_dagster.adapters.checkpoint import Checkpoint, Form, checkpoint_ref
 from longshot_dagster.adapters.documents import locked, rendered
 from longshot_dagster.adapters.intake import work_ref
 from longshot_dagster.adapters.landed import LandedHistory, landed_ref
+from longshot_dagster.adapters.landing_round import Batch, Entry, Round
 from longshot_dagster.adapters.ledger import BuildLedger
-from longshot_dagster.adapters.merger import Conflicted, Merged, Merger, Names, Unchanged
 from longshot_dagster.adapters.mirror import Mirror, Remote, Update
-from longshot_dagster.adapters.neighbours import Neighbours
 from longshot_dagster.adapters.orchestrator import DOCUMENT, Seat
+from longshot_dagster.adapters.standings import Standings
 from longshot_dagster.adapters.unlanded import unlanded, work_updates
-from longshot_dagster.core import landing as policy
 from longshot_dagster.core.clock import Clock
 from longshot_dagster.core.errors import LedgerError, LostRace, RepositoryError, WrongUse
 from longshot_dagster.core.landing_records import LandingOutcome, LandingState
 from longshot_dagster.core.models import (
     BuildRequest,
-    Handoff,
     Task,
-    WorkerRun,
 )
 from longshot_dagster.core.settings import Checkpoint as CheckpointSetting
-from longshot_dagster.core.settings import MergeStrategy
 
 MAX_ROUNDS = 10
-MAX_PATHS = 5_000  # withheld paths named in an outcome
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One queued task with everything its landing depends on."""
-
-    task: Task
-    handoff: Handoff
-    run: WorkerRun | None
-
-
-@dataclass
-class Batch:
-    """What one round has made so far; nothing of it counts before it is pushed and written."""
-
-    remote: Remote
-    head: str
-    outcomes: dict[str, LandingOutcome] = field(default_factory=dict)
-    forwarded: dict[str, str] = field(default_factory=dict)  # task -> tip, of fast-forwards
-    errors: dict[str, RepositoryError] = field(default_factory=dict)
-    beyond: policy.Ownership | None = None  # what other builds own; read when a branch strays
-    documents: dict[str, BaseModel] = field(default_factory=dict)  # further ones that the checkpoint is to hold
 
 
 class LandingQueue:
@@ -77,11 +45,10 @@ class LandingQueue:
         self.request = request
         self.mirror = mirror
         self.clock = clock
-        self._neighbours = Neighbours(ledger, request)
         self._seat = Seat(mirror, request.build)
-        self._history: LandedHistory | None = None
-        self._given: dict[str, Task] = {}
-        self._landed: dict[str, LandingOutcome] = {}
+        self._history = LandedHistory(mirror.git, request)
+        self._standings = Standings(ledger)
+        self._round = Round(self._standings, request, mirror, clock)
 
     def land(self, task: Task) -> LandingOutcome:
         """Land `task`'s branch, or say why not; a task that is settled already is returned as it is.
@@ -91,7 +58,7 @@ class LandingQueue:
         """
         if task.delegated:
             raise WrongUse(f"task {task.id} belongs to a subplanner: what lands are its children")
-        self._given[task.id] = task
+        self._standings.given(task)
         queued = self._enqueue(task)
         if queued.settled:
             return queued
@@ -101,7 +68,7 @@ class LandingQueue:
 
     def drain(self) -> list[LandingOutcome]:
         """Land everything that has a handoff and is not settled; returns the outcomes of all worked tasks with one."""
-        worked = [t for t in self._tasks().values() if self.ledger.handoff(t.id) is not None]
+        worked = self._standings.handed_in()
         waiting = [t for t in worked if not self._enqueue(t).settled]
         if waiting:
             with locked(self.mirror.landing_lock):
@@ -155,9 +122,12 @@ class LandingQueue:
     # --- the queue ---------------------------------------------------------------------------------------------------
 
     def _enqueue(self, task: Task) -> LandingOutcome:
+        if (known := self.ledger.landing(task.id)) is not None and known.settled:
+            return known
         with self.ledger.lock("landing"):
             existing = self.ledger.landing(task.id)
             if existing is not None:
+                self._standings.queued(task.id)
                 return existing
             if self.ledger.handoff(task.id) is None:
                 raise LedgerError(f"task {task.id} has no handoff yet, so there is nothing to land")
@@ -165,6 +135,7 @@ class LandingQueue:
                 task=task.id, state=LandingState.QUEUED, history=((LandingState.QUEUED, self.clock.now()),)
             )
             self.ledger.save_landing(queued)
+            self._standings.queued(task.id)
             return queued
 
     def _gather(self) -> None:
@@ -193,11 +164,11 @@ class LandingQueue:
             if not entries:
                 return {}
             self._began = self.clock.monotonic()
-            batch = self._merge_all(entries, self._read_remote(), keeper.form())
+            remote = self._read_remote()
+            batch = self._round.merged(entries, remote, keeper.form(), self._history.at(remote))
             if self._published(batch, keeper):
                 self._write(batch)
-                if self._history is not None:
-                    self._history.pushed(batch.remote.head, batch.head, batch.outcomes.values())
+                self._history.pushed(batch.remote.head, batch.head, batch.outcomes.values())
                 return batch.errors
         raise LostRace(
             f"{self.mirror.target.branch} of {self.mirror.target.repository} moved {MAX_ROUNDS} times while landing; "
@@ -207,148 +178,11 @@ class LandingQueue:
     def _queued(self) -> list[Entry]:
         """Everything of the build that waits to land, by priority and then id."""
         entries = []
-        for task in self._tasks().values():
-            landing = self._landing(task.id)
-            handoff = self.ledger.handoff(task.id) if landing and not landing.settled else None
+        for task in self._standings.to_land():
+            handoff = self.ledger.handoff(task.id)
             if handoff is not None:
                 entries.append(Entry(task, handoff, self.ledger.run(task.id)))
         return sorted(entries, key=lambda e: (e.task.priority, e.task.id))
-
-    def _tasks(self) -> dict[str, Task]:
-        """Tasks that workers work on; an atomic delegated task appears as its subplanner's plan has it."""
-        plans = (self.ledger.plan(key) for key in self.ledger.iterations())
-        return self._given | {t.id: t for plan in plans if plan for t in plan.dispatched}
-
-    def _landing(self, task: str) -> LandingOutcome | None:
-        if task not in self._landed:
-            found = self.ledger.landing(task)
-            if found is None or found.state is not LandingState.LANDED:
-                return found
-            self._landed[task] = found  # while a build works nothing is undone, and it has a thousand of them
-        return self._landed[task]
-
-    # --- one round ---------------------------------------------------------------------------------------------------
-
-    def _read_remote(self) -> Remote:
-        build = self.request.build
-        branch = self.mirror.target.branch
-        refs = [checkpoint_ref(build, form, branch) for form in (Form.REFS, Form.BRANCH)]
-        return self.mirror.read_remote(*refs, landed_ref(build, "*"), work_ref(build, "*"))
-
-    def _merge_all(self, entries: list[Entry], remote: Remote, form: Form) -> Batch:
-        batch = Batch(remote, remote.head)
-        landings = {t: found for t in self.ledger.task_ids() if (found := self._landing(t)) is not None}
-        self._history = self._history or LandedHistory(self.mirror.git, self.request)
-        there = self._history.at(remote)
-        merger = Merger(self.mirror.git, self.clock.now())
-        for entry in entries:
-            known = landings | batch.outcomes
-            try:
-                outcome = self._recovered(entry, there, merger) or self._attempt(entry, batch, merger, known, form)
-            except RepositoryError as e:
-                batch.errors[entry.task.id] = e  # its own caller is told; the others land
-                continue
-            batch.outcomes[entry.task.id] = outcome
-        self._supersede(batch, landings | batch.outcomes)
-        return batch
-
-    def _attempt(
-        self, entry: Entry, batch: Batch, merger: Merger, landings: Mapping[str, LandingOutcome], form: Form
-    ) -> LandingOutcome:
-        """Merge one branch onto the batch's head, which moves when that succeeds."""
-        task, run = entry.task, entry.run
-        if refusal := policy.landable(entry.handoff, run):
-            return self._ended(task, LandingState.WITHHELD, refusal.text, concerns=(refusal,))
-        if run is None or run.head is None or run.head == run.base:
-            return self._ended(task, LandingState.NOOP, "nothing was committed")
-        if not self.mirror.has(run.head) or not self.mirror.has(run.base):
-            return self._ended(task, LandingState.WITHHELD, "its commits are not in the mirror; run the task again")
-        branch = Branch(merger.git, run.base, run.head)
-        if not branch.changes:
-            return self._ended(task, LandingState.NOOP, "its commits change nothing", source=run.head)
-        parts = policy.split(branch.changes, task, self._owners(entry.task, branch, batch, landings))
-        facts: dict[str, Any] = {"source": run.head, "onto": batch.head, "concerns": parts.concerns}
-        facts["withheld_paths"] = _shown(parts.withheld)[:MAX_PATHS]
-        if not parts.kept:
-            return self._ended(task, LandingState.WITHHELD, "nothing of it is in scope", **facts)
-        wanted = self.request.settings.merge_strategy
-        names = Names(self.request.build, task.id, branch.tip, _text(task, entry.handoff))
-        merged, squashed = merger.by_strategy(wanted, batch.head, branch, parts, names, form is Form.REFS)
-        facts["concerns"] = (*parts.concerns, *squashed)
-        if isinstance(merged, Unchanged):
-            return self._ended(task, LandingState.NOOP, f"{self.mirror.target.branch} already holds it", **facts)
-        if isinstance(merged, Conflicted):
-            return self._conflict(task, merged, landings, facts)
-        if strayed := self._guarded(merged, batch.head, branch, parts, merger):
-            text = f"landing it would also change {', '.join(_shown(strayed)[:5])}, which its branch never touched"
-            return self._ended(task, LandingState.WITHHELD, text, **facts)
-        batch.head = merged.commits[-1]
-        if merged.strategy is MergeStrategy.FAST_FORWARD:
-            batch.forwarded[task.id] = branch.tip
-        return self._ended(
-            task,
-            LandingState.LANDED,
-            strategy=merged.strategy.value,
-            commits=merged.commits,
-            landed_paths=_shown(merged.paths),
-            **facts,
-        )
-
-    def _owners(
-        self, task: Task, branch: Branch, batch: Batch, landings: Mapping[str, LandingOutcome]
-    ) -> policy.Ownership:
-        """Who owns what beside `task`; of other builds on the branch only what a path outside its scope makes matter."""
-        if not policy.strays(branch.changes, task):
-            return policy.Ownership({}, {})  # nobody else is asked about
-        ours = policy.ownership(task, self._all_tasks(), landings)
-        batch.beyond = batch.beyond or self._neighbours.holdings()
-        return ours.beside(batch.beyond)
-
-    def _guarded(
-        self, merged: Merged, onto: str, branch: Branch, parts: policy.Split, merger: Merger
-    ) -> tuple[str, ...]:
-        strayed = policy.guard(merged.paths, parts.kept, {})
-        return policy.guard(strayed, parts.kept, merger.renamed(branch.base, onto)) if strayed else ()
-
-    def _conflict(
-        self, task: Task, merged: Conflicted, landings: Mapping[str, LandingOutcome], facts: Mapping[str, Any]
-    ) -> LandingOutcome:
-        paths = {f.path for f in merged.files}
-        others = tuple(
-            o.task for o in landings.values() if o.state is LandingState.LANDED and paths & set(o.landed_paths)
-        )
-        named = (*others, *self._neighbours.touching(paths))
-        text = f"conflicts in {', '.join(sorted(paths)[:5])}" + (f" with {', '.join(named[:5])}" if named else "")
-        return self._ended(
-            task, LandingState.CONFLICT, text[:2_000], conflicts=merged.files, conflict_with=others, **facts
-        )
-
-    def _ended(self, task: Task, state: LandingState, reason: str = "", **facts: Any) -> LandingOutcome:
-        queued = self.ledger.landing(task.id) or LandingOutcome(task=task.id, state=LandingState.QUEUED)
-        return queued.moved(state, self.clock.now(), reason=reason, **facts)
-
-    def _all_tasks(self) -> list[Task]:
-        worked = self._tasks()
-        others = (self.ledger.existing_task(t) for t in self.ledger.task_ids() if t not in worked)
-        return [*worked.values(), *others]
-
-    def _supersede(self, batch: Batch, landings: Mapping[str, LandingOutcome]) -> None:
-        """Whatever a landed task replaces needs no landing of its own any more, whichever of the two ended first."""
-        tasks, at = self._tasks(), self.clock.now()
-        for task in tasks.values():
-            if task.id not in landings or landings[task.id].state is not LandingState.LANDED:
-                continue
-            for name in policy.replaced_by(task, tasks):
-                outcome = batch.outcomes.get(name) or landings.get(name)
-                if name not in tasks or (outcome is None and self.ledger.handoff(name) is None):
-                    continue
-                if outcome is None:
-                    done = ((LandingState.SUPERSEDED, at),)
-                    batch.outcomes[name] = LandingOutcome(
-                        task=name, state=LandingState.SUPERSEDED, superseded_by=task.id, history=done
-                    )
-                elif outcome.state in policy.SUPERSEDABLE:
-                    batch.outcomes[name] = outcome.moved(LandingState.SUPERSEDED, at, superseded_by=task.id)
 
     # --- publication -------------------------------------------------------------------------------------------------
 
@@ -379,6 +213,12 @@ class LandingQueue:
         keeper.remember(weaker)
         return False
 
+    def _read_remote(self) -> Remote:
+        build = self.request.build
+        branch = self.mirror.target.branch
+        refs = [checkpoint_ref(build, form, branch) for form in (Form.REFS, Form.BRANCH)]
+        return self.mirror.read_remote(*refs, landed_ref(build, "*"), work_ref(build, "*"))
+
     def _checkpoint_updates(
         self,
         keeper: Checkpoint,
@@ -401,7 +241,7 @@ class LandingQueue:
         update = Update(ref, parent, keeper.commit(parent, {**documents, **mine}, now))
         if form is not Form.REFS:  # work is no branch of anybody's: it stays in the mirror
             return [update]
-        waiting = unlanded(self.ledger, lambda t: outcomes.get(t) or self._landing(t))
+        waiting = unlanded(self.ledger, outcomes)
         here = {task: tip for task, tip in waiting.items() if self.mirror.has(tip)}
         return [update, *work_updates(self.request.build, here, remote.refs)]
 
@@ -420,33 +260,4 @@ class LandingQueue:
         with self.ledger.lock("landing"):
             for outcome in batch.outcomes.values():
                 self.ledger.save_landing(outcome)
-
-    # --- did it land? ------------------------------------------------------------------------------------------------
-
-    def _recovered(
-        self, entry: Entry, there: Mapping[tuple[str, str], tuple[str, ...]], merger: Merger
-    ) -> LandingOutcome | None:
-        """The outcome of a task that was pushed by a lander who died before writing it down."""
-        source = entry.run.head if entry.run else None
-        commits = there.get((entry.task.id, source or ""))
-        if commits is None or entry.run is None:
-            return None
-        before = entry.run.base if commits == (source,) else f"{commits[0]}^"
-        return self._ended(
-            entry.task,
-            LandingState.LANDED,
-            "found on the landing branch",
-            source=source,
-            commits=commits,
-            strategy=self.request.settings.merge_strategy.value,
-            landed_paths=_shown(merger.changed(before, commits[-1])),
-        )
-
-
-def _text(task: Task, handoff: Handoff) -> str:
-    """Subject and body of a commit of the queue's own."""
-    return f"{task.description.strip().splitlines()[0]}\n\n{handoff.summary}"
-
-
-def _shown(paths: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(p.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for p in paths)
+        self._standings.wrote(batch.outcomes.values())

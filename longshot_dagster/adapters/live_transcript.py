@@ -31,9 +31,11 @@ def live_transcript(path: UPath, earlier: bytes = b"") -> Iterator[LiveTranscrip
     if not isinstance(path, Path):  # an object store does not append
         yield LiveTranscript(None)
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.parent.is_dir():
+        path.parent.mkdir(parents=True, exist_ok=True)
+    name = str(path)
     try:
-        with path.open("wb", buffering=0) as file:
+        with open(name, "wb", buffering=0) as file:  # noqa: PTH123 - one for every task
             live = LiveTranscript(file)
             live.add(earlier)
             yield live

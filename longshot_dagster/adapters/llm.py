@@ -5,6 +5,7 @@ The only importer of pydantic_ai and openai; both are loaded when a conversation
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -92,6 +93,23 @@ def converse(
         raise _explained(e, build, settings) from e
 
 
+def preload() -> None:
+    """For a process whose forks hold conversations: load, and build once, what one needs. Neither thread nor connection is left.
+
+    Measured, the first conversation of a process costs 0.4 s of CPU more than its second.
+    """
+    from pydantic_ai import Agent
+    from pydantic_ai.messages import ModelMessagesTypeAdapter
+    from pydantic_ai.models.test import TestModel
+
+    async def rehearse() -> None:
+        async with _chat_model("", Settings(llm_model="none"), lambda: False):
+            await Agent(TestModel(call_tools=[])).run("")
+
+    ModelMessagesTypeAdapter.rebuild()
+    asyncio.run(rehearse())
+
+
 def silent(build: str, settings: Settings, problem: str) -> ModelUnavailable:
     """For a model that answers nothing at all."""
     return ModelUnavailable(
@@ -142,7 +160,9 @@ async def _chat_model(socket: str, settings: Settings, comes_back: Callable[[], 
         openai_chat_supports_multiple_system_messages=False,
     )
     timeout = httpx2.Timeout(settings.llm_timeout * _PATIENCE, connect=30)
-    async with httpx2.AsyncClient(transport=httpx2.AsyncHTTPTransport(uds=socket), timeout=timeout) as http:
+    # A unix socket needs no TLS: an empty context trusts nobody; the default one reads 73 ms of certificates.
+    transport = httpx2.AsyncHTTPTransport(uds=socket, verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+    async with httpx2.AsyncClient(transport=transport, timeout=timeout) as http:
         client = AsyncOpenAI(base_url="http://gateway/v1", api_key="gateway-adds-it", http_client=http, max_retries=0)
         provider = OpenAIProvider(openai_client=client)
         yield CompactingModel(OpenAIChatModel(settings.llm_model, provider=provider, profile=plain))

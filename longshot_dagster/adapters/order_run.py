@@ -4,6 +4,7 @@ What comes out was written by an agent, so what is too large, missing or unreada
 """
 
 import contextlib
+import functools
 import json
 import os
 import threading
@@ -35,6 +36,7 @@ _SALVAGE_S = 90.0
 _SALVAGE_WHEN_STOPPED_S = 6.0  # somebody waits for the run to end
 _SALVAGES = threading.BoundedSemaphore(2 * (os.cpu_count() or 2))  # 200 at once would all miss their time
 _MARGIN_S = 600  # of a sandbox's lifetime, for what comes before and after the work
+_SHARED_BYTES = 16 << 20
 _WORKER = Path(contract.WORKER)
 
 T = TypeVar("T")
@@ -107,7 +109,7 @@ def carry_out(
     Raises SandboxError, and Cancelled for a sweep: of that nothing is worth keeping.
     """
     sandbox.write(contract.WORKER, worker_archive())
-    sandbox.write(contract.BUNDLE_IN, bundle.read_bytes())
+    sandbox.write(contract.BUNDLE_IN, _content(bundle))
     try:
         ran = _run(sandbox, order, timeout_s, cancelled, said)
     except Cancelled:
@@ -124,6 +126,16 @@ def carry_out(
     if ran.timed_out:
         return Delivery(None, f"nothing came back within {timeout_s:.0f} s", None, b"")
     return collect(sandbox, order)
+
+
+def _content(bundle: Path) -> bytes:
+    """Workers that start together share one copy of a bundle, which is written once and never changes, unless it is large."""
+    return _shared(str(bundle)) if bundle.stat().st_size <= _SHARED_BYTES else bundle.read_bytes()
+
+
+@functools.lru_cache(maxsize=2)
+def _shared(bundle: str) -> bytes:
+    return Path(bundle).read_bytes()
 
 
 def retried(once: Callable[[int], T], failed: Callable[[str], T], clock: Clock, cancelled: Callable[[], bool]) -> T:

@@ -28,6 +28,8 @@ class TaskDocuments(Documents):
     """`tasks/<id>/` of one build's ledger."""
 
     def task_ids(self) -> list[str]:
+        if self._root:
+            return _named_tasks(f"{self._root}/tasks")
         directory = self._path("tasks")
         return sorted(d.name for d in directory.iterdir() if (d / "task.json").exists()) if directory.exists() else []
 
@@ -42,7 +44,7 @@ class TaskDocuments(Documents):
         return found
 
     def run(self, task: str) -> WorkerRun | None:
-        return self._read(WorkerRun, f"tasks/{task}/run.json")
+        return self._read(WorkerRun, f"tasks/{task}/run.json", frozen=True)
 
     def save_run(self, run: WorkerRun) -> None:
         self._write(f"tasks/{run.task}/run.json", run)
@@ -126,7 +128,7 @@ class TaskDocuments(Documents):
         return found
 
     def landing(self, task: str) -> LandingOutcome | None:
-        return self._read(LandingOutcome, f"tasks/{task}/landing.json")
+        return self._read(LandingOutcome, f"tasks/{task}/landing.json", frozen=True)
 
     def save_landing(self, landing: LandingOutcome) -> None:
         with self._taken_up() if landing.state is LandingState.UNDONE else contextlib.nullcontext():
@@ -163,3 +165,12 @@ class TaskDocuments(Documents):
 
     def save_transcript(self, task: str, lines: bytes) -> None:
         self._write_bytes(f"tasks/{task}/transcript.jsonl", lines)
+
+
+def _named_tasks(directory: str) -> list[str]:
+    """Folders that hold a task; thousands of them, each for the price of one look."""
+    try:
+        names = os.listdir(directory)  # noqa: PTH208
+    except FileNotFoundError:
+        return []
+    return sorted(n for n in names if os.path.exists(f"{directory}/{n}/task.json"))  # noqa: PTH110

@@ -4,6 +4,7 @@ One file per build, written whole at most every half second: what a killed gatew
 spent. The file is read without the gateway too, so that a report can be written after it has gone.
 """
 
+import json
 import re
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from longshot_dagster.adapters.documents import write_atomically
 from longshot_dagster.core.ids import check_build_id
 from longshot_dagster.core.usage import Usage
 
+_ENDING = ".tokens.json"
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")
 
 
@@ -59,7 +61,8 @@ class TokenCounts:
         self._folder = folder
         self._builds: dict[str, BuildAccounts] = {}
         self._spent: dict[str, int] = {}
-        self._dirty: set[str] = set()
+        self._texts: dict[str, dict[str, str]] = {}  # of accounts, as they are written; most have not changed
+        self._dirty: dict[str, set[str]] = {}  # keys by build
 
     def build(self, build: str) -> BuildAccounts:
         """Raises WrongUse for a name that cannot be a build's."""
@@ -67,6 +70,7 @@ class TokenCounts:
         if build not in self._builds:
             self._builds[build] = read_accounts(self._folder, build)
             self._spent[build] = self._builds[build].usage.total
+            self._texts[build] = {key: _text(key, a) for key, a in self._builds[build].accounts.items()}
         return self._builds[build]
 
     def open(self, build: str, key: str, budget: int, timeout_s: float | None) -> None:
@@ -74,12 +78,12 @@ class TokenCounts:
         found.budget = budget
         account = found.accounts.setdefault(key, Account())
         account.is_open, account.timeout_s = True, timeout_s
-        self._dirty.add(build)
+        self._note(build, key)
 
     def close(self, build: str, key: str) -> None:
         if account := self.build(build).accounts.get(key):
             account.is_open = False
-            self._dirty.add(build)
+            self._note(build, key)
 
     def charge(self, build: str, key: str, tokens: tuple[int, int], *, estimated: bool) -> None:
         account = self.build(build).accounts.setdefault(key, Account())
@@ -88,7 +92,7 @@ class TokenCounts:
         account.requests += 1
         account.estimated = account.estimated or estimated
         self._spent[build] += sum(tokens)
-        self._dirty.add(build)
+        self._note(build, key)
 
     def exhausted(self, build: str) -> bool:
         return 0 < self.build(build).budget <= self._spent[build]
@@ -96,16 +100,36 @@ class TokenCounts:
     def left_open(self) -> list[tuple[str, str]]:
         """(build, key) of every socket that was open when the files were last written."""
         found = []
-        for file in sorted(self._folder.glob("*.tokens.json")):
-            build = file.name.removesuffix(".tokens.json")
+        for file in sorted(self._folder.glob(f"*{_ENDING}")):
+            build = file.name.removesuffix(_ENDING)
             accounts = read_accounts(self._folder, build).accounts
             found += [(build, key) for key, account in accounts.items() if account.is_open]
         return found
 
     def take_dirty(self) -> list[tuple[Path, bytes]]:
         """What to write, as (path, bytes), so that the writing can happen in another thread."""
-        dirty, self._dirty = self._dirty, set()
-        return [(accounts_file(self._folder, b), self._builds[b].model_dump_json().encode()) for b in sorted(dirty)]
+        dirty, self._dirty = self._dirty, {}
+        return [(accounts_file(self._folder, b), self._document(b, keys)) for b, keys in sorted(dirty.items())]
+
+    def not_written(self, documents: list[tuple[Path, bytes]]) -> None:
+        """Of `take_dirty`: they are to be taken again."""
+        for path, _ in documents:
+            self._dirty.setdefault(path.name.removesuffix(_ENDING), set())
+
+    def _note(self, build: str, key: str) -> None:
+        self._dirty.setdefault(build, set()).add(key)
+
+    def _document(self, build: str, changed: set[str]) -> bytes:
+        """As `BuildAccounts.model_dump_json`, for the price of what has changed: a build has a thousand tasks."""
+        found, texts = self._builds[build], self._texts[build]
+        for key in changed:
+            texts[key] = _text(key, found.accounts[key])
+        head = found.model_dump_json(exclude={"accounts"}).removesuffix("}")
+        return f'{head},"accounts":{{{",".join(texts.values())}}}}}'.encode()
+
+
+def _text(key: str, account: Account) -> str:
+    return f"{json.dumps(key)}:{account.model_dump_json()}"
 
 
 def write_accounts(documents: list[tuple[Path, bytes]]) -> None:
@@ -114,7 +138,7 @@ def write_accounts(documents: list[tuple[Path, bytes]]) -> None:
 
 
 def accounts_file(folder: Path, build: str) -> Path:
-    return folder / f"{check_build_id(build)}.tokens.json"
+    return folder / f"{check_build_id(build)}{_ENDING}"
 
 
 def read_accounts(folder: Path, build: str) -> BuildAccounts:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from longshot_dagster.adapters.branch import commit
 from longshot_dagster.adapters.home import Home
-from longshot_dagster.adapters.landing import Batch, LandingQueue
+from longshot_dagster.adapters.landing import LandingQueue
 from longshot_dagster.adapters.landing_history import Past, steps_since
+from longshot_dagster.adapters.landing_round import Batch
 from longshot_dagster.adapters.last_word import write_last_word
 from longshot_dagster.adapters.ledger import BuildLedger, Ledger
 from longshot_dagster.adapters.merger import Clean, Conflicted, Merger

@@ -4,7 +4,7 @@ Below refs/longshot/work/<build>/, never refs/heads: a pushed branch can start s
 task lands or something lands in its place.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from longshot_dagster.adapters.intake import work_ref
 from longshot_dagster.adapters.ledger import BuildLedger
@@ -14,14 +14,18 @@ from longshot_dagster.core.landing_records import LandingOutcome, LandingState
 _WAITING = (LandingState.QUEUED, LandingState.CONFLICT, LandingState.WITHHELD)
 
 
-def unlanded(ledger: BuildLedger, landing: Callable[[str], LandingOutcome | None]) -> dict[str, str]:
-    """Task -> tip, of every task that was handed in, or interrupted, with commits that are on no branch of the target."""
+def unlanded(ledger: BuildLedger, outcomes: Mapping[str, LandingOutcome] | None = None) -> dict[str, str]:
+    """Task -> tip, of every task that was handed in, or interrupted, with commits that are on no branch of the target.
+
+    `outcomes` are about to be written.
+    """
     found = {}
-    for task in ledger.task_ids():
-        outcome = landing(task)
-        if outcome is not None and outcome.state not in _WAITING:
+    for task, gist in ledger.gists().items():
+        outcome = (outcomes or {}).get(task)
+        state = outcome.state if outcome else gist.landing
+        if state is not None and state not in _WAITING:
             continue
-        if outcome is None and ledger.handoff(task) is None and ledger.interrupted(task) is None:
+        if state is None and gist.handoff is None and gist.interrupted is None:
             continue
         run = ledger.run(task)
         if run is not None and run.head is not None and run.head != run.base:

@@ -2,11 +2,12 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 from longshot_dagster.adapters.exclusive import claim
-from longshot_dagster.adapters.handing_in import Attempt, Counts, HandingIn, Intake
+from longshot_dagster.adapters.handing_in import Attempt, Counts, HandingIn, Intake, Usage
 from longshot_dagster.adapters.ledger import BuildLedger
 from longshot_dagster.adapters.live_transcript import live_transcript
 from longshot_dagster.adapters.order_run import BACK_OFF_S, RETRIES, Delivery, carry_out, retried, sandbox_for
@@ -46,7 +47,8 @@ class Gateway(Counts, Protocol):
     """What a worker needs of the way to the model."""
 
     def open(self, build: str, key: str, budget: int, timeout_s: float | None = None) -> str: ...
-    def close(self, build: str, key: str) -> None: ...
+    def begin(self, build: str, key: str, budget: int, timeout_s: float | None = None) -> tuple[str, Usage]: ...
+    def close(self, build: str, key: str) -> Usage | None: ...
 
 
 class WorkerRunner:
@@ -131,24 +133,26 @@ class WorkerRunner:
         earlier = self._earlier_transcript(task) if beginning else b""
         # As it is now: `longshot resume --max-tokens` may have raised it while this process lives.
         budget = self._ledger.request().settings.max_tokens_per_build
-        socket = self._gateway.open(build, task.id, budget, settings.llm_timeout)
+        socket, spent = self._gateway.begin(build, task.id, budget, settings.llm_timeout)
+        before, used = spent.tokens_in + spent.tokens_out, None
         try:
-            before = self._handing_in.tokens(task)
-            tags, begun = {"build": build, "task": task.id}, Begun(base, start, sum(before))
+            tags, begun = {"build": build, "task": task.id}, Begun(base, start, before)
             with (
                 live_transcript(self._ledger.live_transcript(task.id), earlier) as live,
                 sandbox_for(
                     self._provider, settings, tags, settings.worker_timeout, {contract.SOCKET: socket}, begun.tags
                 ) as sandbox,
             ):
-                attempt = Attempt(number, base, sandbox.id, started_at, began, sum(before), budget, start)
+                attempt = Attempt(number, base, sandbox.id, started_at, began, before, budget, start)
                 bundle = self._mirror.bundle(start or base)
                 delivery = carry_out(sandbox, order, bundle, settings.worker_timeout, cancelled, live.add)
                 said = (earlier + delivery.transcript)[-contract.MAX_TRANSCRIPT_BYTES :]
                 self._ledger.save_transcript(task.id, said)
         finally:
             with contextlib.suppress(LongshotError):  # a gateway that is gone has nothing open
-                self._gateway.close(build, task.id)
+                used = self._gateway.close(build, task.id)
+        # Of a worker that was ended, a request may just be being counted.
+        attempt = replace(attempt, used=None if delivery.stopped or delivery.result is None else used)
         return self._handing_in.record(task, attempt, delivery)
 
     # --- after a crash -----------------------------------------------------------------------------------------------

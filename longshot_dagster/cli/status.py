@@ -168,7 +168,7 @@ def _only_here(home: Home, ledger: BuildLedger) -> int:
     form = Checkpoint(Git(mirror), mirror, ledger.directory, ledger.build).form()
     if form is Form.REFS or request.settings.checkpoint is CheckpointSetting.LOCAL:
         return 0
-    return len(unlanded(ledger, ledger.landing))
+    return len(unlanded(ledger))
 
 
 def _task_row(gist: TaskGist, phase: BuildPhase) -> dict[str, str]:

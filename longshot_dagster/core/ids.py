@@ -97,6 +97,11 @@ def mapping_key(task: str) -> str:
     return check_task_id(task).replace("-", "_")
 
 
+def mapped_task(key: str) -> str:
+    """Inverse of `mapping_key`; raises WrongUse."""
+    return check_task_id(key.replace("_", "-"))
+
+
 def depth(task: str) -> int:
     """How many subplanners stand above `task`: 0 for a root or fix task."""
     return (check_task_id(task).count("-") - 1) // 2

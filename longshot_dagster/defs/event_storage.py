@@ -24,6 +24,7 @@ from typing import Any
 from dagster._core.events import ASSET_CHECK_EVENTS, ASSET_EVENTS, EVENT_TYPE_TO_PIPELINE_RUN_STATUS
 from dagster._core.events.log import EventLogEntry
 from dagster._core.storage.event_log import SqlEventLogStorageTable, SqliteEventLogStorage
+from dagster._core.storage.event_log.schema import SqlEventLogStorageMetadata
 from dagster._core.storage.event_log.sqlite.sqlite_event_log import INDEX_SHARD_NAME
 from dagster._core.storage.sql import create_engine
 from dagster._core.storage.sqlite import SQLITE_BUSY_TIMEOUT_SECONDS
@@ -32,6 +33,8 @@ from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.pool import StaticPool
+
+from longshot_dagster.defs import schema
 
 _GATHER_S = 0.2
 _AT_ONCE = {*ASSET_EVENTS, *ASSET_CHECK_EVENTS, *EVENT_TYPE_TO_PIPELINE_RUN_STATUS}
@@ -143,6 +146,21 @@ class KeptSqliteEventLogStorage(SqliteEventLogStorage):
         event.listen(engine, "begin", _begin)
         return engine
 
+    def _initdb(self, engine: Engine, for_index_shard: bool = False) -> None:
+        """The log of a new run is made in one transaction; whatever is not plainly new or current is Dagster's affair."""
+        with contextlib.suppress(DatabaseError), engine.connect() as connection:
+            if schema.is_current(connection):
+                return
+            if not for_index_shard:
+                connection.exec_driver_sql("PRAGMA journal_mode=WAL")
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+                if schema.is_empty(connection):
+                    schema.create(connection, SqlEventLogStorageMetadata)
+                    connection.commit()
+                    return
+                connection.rollback()  # somebody has made it meanwhile
+        super()._initdb(engine, for_index_shard)
+
     def claim_slots(
         self, pool: str, run_id: str, wanted: Mapping[str, int], holding: int, at_most: int | None
     ) -> Claimed:
@@ -230,9 +248,10 @@ _GET_IN_LINE = (
 )
 _SLOTS = "SELECT count(*) FROM concurrency_slots WHERE concurrency_key = ? AND NOT deleted"
 _FREE_SLOTS = "SELECT id FROM concurrency_slots WHERE concurrency_key = ? AND step_key IS NULL AND NOT deleted"
+# Not as a correlated subquery: that is every waiting step times every slot, and no index helps.
 _WITHOUT_SLOT = (
-    "NOT EXISTS (SELECT 1 FROM concurrency_slots s WHERE s.concurrency_key = pending_steps.concurrency_key"
-    " AND s.run_id = pending_steps.run_id AND s.step_key = pending_steps.step_key)"
+    "(concurrency_key, run_id, step_key) NOT IN (SELECT concurrency_key, run_id, step_key FROM concurrency_slots"
+    " WHERE run_id IS NOT NULL AND step_key IS NOT NULL)"
 )
 _FIRST_IN_LINE = (
     f"SELECT id, run_id, step_key, assigned_timestamp FROM pending_steps WHERE concurrency_key = :pool AND {_WITHOUT_SLOT}"  # noqa: S608 - constants

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from longshot_dagster.adapters.home import Home
-from longshot_dagster.defs.resources import LongshotResource
+from longshot_dagster.defs.ticks import longshot_of
 
 if TYPE_CHECKING:
     from longshot_dagster.adapters.heartbeat import Heartbeat
@@ -27,7 +27,8 @@ def _heart(root: str) -> "Heartbeat":
 
 
 @dg.sensor(minimum_interval_seconds=10, default_status=dg.DefaultSensorStatus.RUNNING, description=_CHECKPOINTS)
-def checkpoints(context: dg.SensorEvaluationContext, longshot: LongshotResource) -> dg.SkipReason:
+def checkpoints(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+    longshot = longshot_of(context)
     lines = _heart(str(longshot.installation().root)).beat(longshot.ledger().unfinished())
     for line in lines:
         context.log.warning(line)

@@ -82,10 +82,10 @@ def read_repo_state(context: dg.OpExecutionContext, longshot: LongshotResource) 
     return state
 
 
-@dg.op(out={"plan": dg.Out(Plan, io_manager_key="ledger"), "tasks": dg.DynamicOut(str)})
+@dg.op(out={"plan": dg.Out(Plan, io_manager_key="ledger"), "tasks": dg.DynamicOut(dg.Nothing)})
 def make_plan(
     context: dg.OpExecutionContext, repo_state: RepoState, longshot: LongshotResource
-) -> Iterator[dg.Output[Plan] | dg.DynamicOutput[str]]:
+) -> Iterator[dg.Output[Plan] | dg.DynamicOutput[None]]:
     """Ask the planner for the next tasks, or take the frozen plan; each task for a worker becomes a step of its own."""
     key, tools = _place(context, longshot)
     # Dagster may retry a run that a resumed build has replaced: one of the two asks the model, the other waits and reads.
@@ -102,48 +102,48 @@ def make_plan(
     yield dg.Output(plan, "plan", metadata=metadata.plan_metadata(plan, tools.request))
     prioritise(context.run_id, {ids.mapping_key(task.id): -task.priority for task in plan.dispatched})
     for task in plan.dispatched:
-        yield dg.DynamicOutput(task.id, mapping_key=ids.mapping_key(task.id), output_name="tasks")
+        yield dg.DynamicOutput(None, mapping_key=ids.mapping_key(task.id), output_name="tasks")
 
 
-@dg.op(pool=partitions.SANDBOX_POOL)
-def run_worker(context: dg.OpExecutionContext, task: str, longshot: LongshotResource) -> str:
+# Which task it is the mapping key says: a value between steps would cost five events and three files per task.
+@dg.op(ins={"task": dg.In(dg.Nothing)}, out=dg.Out(dg.Nothing), pool=partitions.SANDBOX_POOL)
+def run_worker(context: dg.OpExecutionContext, longshot: LongshotResource) -> None:
     """One worker in one sandbox does one task and hands it in. A slot of the pool `sandbox` is taken meanwhile."""
-    key, tools = _place(context, longshot)
+    (key, tools), task = _place(context, longshot), _mapped_task(context)
     with _pausing(context, tools, key):
         planned = dispatched(tools, key, task)
         if tools.ledger.handoff(task) is None:
             going_on(tools)
         handoff = tools.worker.run(planned, cancellation(context.run_id).is_set)
     tools.lookout.changed()
-    context.log.info(f"task {task}: {handoff.status.value}")
-    return task
+    context.add_output_metadata({"task": task, "status": handoff.status.value})
 
 
-@dg.op(tags=_LANDS_FIRST)
-def land(context: dg.OpExecutionContext, task: str, longshot: LongshotResource) -> str:
+@dg.op(ins={"worked": dg.In(dg.Nothing)}, out=dg.Out(dg.Nothing), tags=_LANDS_FIRST)
+def land(context: dg.OpExecutionContext, longshot: LongshotResource) -> None:
     """Merge the task's branch and push it, or say why not; then the task's record appears under `task_result`."""
-    key, tools = _place(context, longshot)
+    (key, tools), task = _place(context, longshot), _mapped_task(context)
     with _pausing(context, tools, key):
         planned = dispatched(tools, key, task)
         outcome = tools.landing.land(planned)
     tools.lookout.changed()
     report_task(context, tools, planned, outcome)
-    return task
 
 
 @dg.op(
+    ins={"landed": dg.In(dg.Nothing)},
     out={
         "handoffs": dg.Out(list[Handoff], io_manager_key="ledger"),
         "landings": dg.Out(list[LandingOutcome], io_manager_key="ledger"),
         checks.ALL_LANDED: dg.Out(dg.Nothing),
-    }
+    },
 )
-def gather(context: dg.OpExecutionContext, plan: Plan, landed: list[str], longshot: LongshotResource) -> Iterator[Any]:
+def gather(context: dg.OpExecutionContext, plan: Plan, longshot: LongshotResource) -> Iterator[Any]:
     """Compare what came back with the manifest: a task without handoff and landing stops the iteration, by name."""
     key, tools = _place(context, longshot)
     with _pausing(context, tools, key):
         await_retried(tools, plan, cancellation(context.run_id).is_set)
-        handoffs, landings = complete(tools, plan, landed)
+        handoffs, landings = complete(tools, plan)
     yield dg.Output(handoffs, "handoffs", metadata=metadata.handoffs_metadata(handoffs))
     yield dg.Output(landings, "landings", metadata=metadata.landings_metadata(landings))
     yield checks.landed_check(landings, key.build)
@@ -199,7 +199,7 @@ def iteration_graph() -> dict[str, Any]:
     repo_state = read_repo_state()
     plan, tasks = make_plan(repo_state)
     landed = tasks.map(lambda task: land(run_worker(task)))
-    handoffs, landings, all_landed = gather(plan, landed.collect())
+    handoffs, landings, all_landed = gather(plan, landed=landed.collect())
     health, checks_pass, no_conflict_markers = reconcile(landings)
     return {
         "repo_state": repo_state,
@@ -266,12 +266,12 @@ def await_retried(tools: BuildTools, plan: Plan, cancelled: Callable[[], bool]) 
         tools.landing.land(task)
 
 
-def complete(tools: BuildTools, plan: Plan, landed: list[str]) -> tuple[list[Handoff], list[LandingOutcome]]:
+def complete(tools: BuildTools, plan: Plan) -> tuple[list[Handoff], list[LandingOutcome]]:
     """The completeness guard. Raises IncompleteIteration that names every task of the manifest without its documents."""
     wanted = [t.id for t in plan.dispatched]
     handoffs = {t: h for t in wanted if (h := tools.ledger.handoff(t))}
     landings = {t: o for t in wanted if (o := tools.ledger.landing(t))}
-    missing = [t for t in wanted if t not in landed or t not in handoffs or t not in landings]
+    missing = [t for t in wanted if t not in handoffs or t not in landings]
     if missing:
         raise IncompleteIteration(f"iteration {plan.iteration} has no result of {', '.join(missing)}")
     return [handoffs[t] for t in wanted], [landings[t] for t in wanted]
@@ -304,6 +304,11 @@ def _pausing(context: dg.OpExecutionContext, tools: BuildTools, key: IterationKe
     asked = context.run.tags.get(partitions.ATTEMPT_TAG, "")
     attempt = int(asked) if asked.isdigit() else tools.ledger.state().attempts.get(key.short, 1)
     return pausing(tools.ledger, key, attempt)
+
+
+def _mapped_task(context: dg.OpExecutionContext) -> str:
+    """Raises WrongUse where the step is mapped over no task."""
+    return ids.mapped_task(context.get_mapping_key() or "")
 
 
 def _place(context: dg.OpExecutionContext, longshot: LongshotResource) -> tuple[IterationKey, BuildTools]:

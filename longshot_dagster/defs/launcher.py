@@ -19,6 +19,7 @@ from dagster._core.launcher.base import LaunchRunContext
 
 from longshot_dagster.adapters import leases, run_starter, waking
 from longshot_dagster.adapters.home import Home
+from longshot_dagster.defs import schema
 
 _GRPC_INFO = ".dagster/grpc_info"  # on runs that the code server has started
 _LEAVE_ALONE_S = 60.0
@@ -28,8 +29,6 @@ _LOADED = (
     "dagster._core.launcher.sync_in_memory_run_launcher",
     "dagster._core.run_coordinator.queued_run_coordinator",
     "dagster._core.storage.local_compute_log_manager",
-    "dagster._core.storage.runs",
-    "dagster._core.storage.schedules",
     "dagster._grpc.impl",
     "longshot_dagster.adapters.checkpoint",
     "longshot_dagster.adapters.gateway_client",
@@ -41,6 +40,7 @@ _LOADED = (
     "longshot_dagster.adapters.sweeper",
     "longshot_dagster.adapters.worker",
     "longshot_dagster.defs.event_storage",
+    "longshot_dagster.defs.kept_storages",
     "longshot_dagster.defs.launcher",
     "openai",
     "pydantic_ai",
@@ -108,8 +108,12 @@ def _interrupt(home: Home, run_id: str) -> None:
 
 def load(module: str) -> None:
     """Import all that runs need, and build every job of `module` once."""
+    from longshot_dagster.adapters import llm
+
     for name in _LOADED:
         importlib.import_module(name)
+    llm.preload()
+    schema.newest_revision()
     for found in vars(importlib.import_module(module)).values():
         if isinstance(found, dg.Definitions):
             found.get_repository_def().get_all_jobs()

@@ -302,6 +302,30 @@ def test_a_closed_task_gets_no_answer_even_on_a_connection_it_kept(shared: Home,
         assert not model.requests
 
 
+def test_opening_and_closing_tell_what_a_task_has_used(shared: Home, build: str) -> None:
+    with serving(constantly(says("hello"))) as model:
+        gateway = started(shared, model.url)
+        path, before = gateway.begin(build, "r001-01", 0)
+        ask(path)
+        closed = gateway.close(build, "r001-01")
+        assert closed is not None and closed == gateway.usage(build, "r001-01")
+        assert (before.total, closed.tokens_in, closed.tokens_out) == (0, 100, 20)
+        assert gateway.begin(build, "r001-01", 0)[1] == closed
+        written = json.loads((shared.gateway / f"{build}.tokens.json").read_text())["accounts"]["r001-01"]
+        assert written["tokens_in"] == 100, "written before the task's handoff is"
+
+
+def test_a_forked_process_asks_on_a_line_of_its_own(shared: Home, build: str) -> None:
+    with serving(constantly(says("hello"))) as model:
+        gateway = started(shared, model.url)
+        ask(gateway.open(build, "r001-01", 0))
+        if not (child := os.fork()):
+            os._exit(gateway.usage(build, "r001-01").tokens_out)
+        answers = [gateway.usage(build).total for _ in range(20)]
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 20
+        assert answers == [120] * 20
+
+
 def test_a_client_that_hangs_up_harms_nobody(shared: Home, build: str) -> None:
     def script(request: dict[str, Any], number: int) -> Reply:
         return Reply(hang=True) if number == 1 else says("hello")

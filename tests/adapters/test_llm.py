@@ -1,4 +1,6 @@
-"""Compaction: what a long conversation still says."""
+"""What is sent of a long conversation, and what may be made ready before one."""
+
+import threading
 
 from pydantic_ai.messages import (
     ModelMessage,
@@ -10,7 +12,7 @@ from pydantic_ai.messages import (
     UserPromptPart,
 )
 
-from longshot_dagster.adapters.llm import compacted
+from longshot_dagster.adapters.llm import compacted, preload
 
 
 def user(text: str) -> ModelRequest:
@@ -63,3 +65,9 @@ def test_a_long_round_loses_the_middle_of_its_old_looks_but_no_call() -> None:
     assert "call again if needed" in str(returns[0].content)
     assert len(str(returns[0].content)) < 600
     assert len(str(returns[-1].content)) == 12_000
+
+
+def test_what_is_made_ready_before_a_fork_leaves_no_thread() -> None:
+    before = threading.enumerate()
+    preload()
+    assert threading.enumerate() == before

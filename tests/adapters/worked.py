@@ -62,8 +62,12 @@ class TestGateway:
         self.opened.append(key)
         return self.chat.path
 
-    def close(self, build: str, key: str) -> None:
+    def begin(self, build: str, key: str, budget: int, timeout_s: float | None = None) -> tuple[str, Usage]:
+        return self.open(build, key, budget, timeout_s), self.usage(build, key)
+
+    def close(self, build: str, key: str) -> Usage | None:
         self.closed.append(key)
+        return self.usage(build, key)
 
     def usage(self, build: str, key: str | None = None) -> Usage:
         return Usage(self.chat.tokens_in, self.chat.tokens_out)

@@ -40,6 +40,7 @@ def test_task_names_derive_from_their_iteration(planner, number, position, expec
     assert ids.task_id(key, position) == expected
     assert ids.parse_iteration_key(str(key)) == key
     assert re.fullmatch(r"[A-Za-z0-9_]+", ids.mapping_key(expected))
+    assert ids.mapped_task(ids.mapping_key(expected)) == expected
     assert ids.parse_task_partition(ids.task_partition("b-1", expected)) == ("b-1", expected)
 
 

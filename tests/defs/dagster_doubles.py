@@ -48,8 +48,8 @@ def instance_config(directory: Path) -> dict[str, object]:
     """Overrides of an instance whose databases lie below `directory`, configured as ours is."""
     stores = {
         "event_log_storage": ("longshot_dagster.defs.event_storage", "KeptSqliteEventLogStorage"),
-        "run_storage": ("dagster._core.storage.runs", "SqliteRunStorage"),
-        "schedule_storage": ("dagster._core.storage.schedules", "SqliteScheduleStorage"),
+        "run_storage": ("longshot_dagster.defs.kept_storages", "KeptSqliteRunStorage"),
+        "schedule_storage": ("longshot_dagster.defs.kept_storages", "KeptSqliteScheduleStorage"),
     }
     return {
         **{

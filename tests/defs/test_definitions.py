@@ -7,7 +7,10 @@ import sys
 from pathlib import Path
 
 import dagster as dg
+import pytest
+import yaml
 
+from longshot_dagster.adapters.shipped import shipped
 from longshot_dagster.definitions import defs
 from longshot_dagster.defs.building import StartBuildConfig
 from longshot_dagster.defs.task_result import TaskResultConfig
@@ -70,3 +73,20 @@ def test_the_command_line_configures_the_job_by_its_own_name() -> None:
         "origins": {"max_workers": "default"},
     }
     assert dg.validate_run_config(defs.resolve_job_def("start_build"), {"ops": {"start_build": {"config": config}}})
+
+
+@dg.op
+def saying(context: dg.OpExecutionContext) -> None:
+    context.log.info("said by a step")
+
+
+def test_what_steps_say_is_kept_and_dagsters_events_are_not_printed_too(capfd: pytest.CaptureFixture[str]) -> None:
+    settings = yaml.safe_load(shipped("dagster.yaml").read_bytes())["python_logs"]
+    with dg.instance_for_test(overrides={"python_logs": settings}) as instance:
+        result = dg.GraphDefinition("one", node_defs=[saying]).to_job().execute_in_process(instance=instance)
+        kept = [(entry.user_message, entry.is_dagster_event) for entry in instance.all_logs(result.run_id)]
+    assert ("said by a step", False) in kept
+    assert sum(event for _, event in kept) > 3
+    printed = capfd.readouterr().err
+    assert "said by a step" in printed
+    assert "STEP_SUCCESS" not in printed

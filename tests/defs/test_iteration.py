@@ -84,6 +84,23 @@ def test_an_iteration_materializes_six_assets_and_a_record_per_task(instance: dg
     assert not list(home.builds.rglob("*.pickle"))
 
 
+def test_a_task_costs_seven_events_and_no_file_between_its_steps(instance: dg.DagsterInstance, home: Home) -> None:
+    begin(home, Script(plans={"root.001": ["a.py"]}))
+    events = [e for e in run(instance, home).all_events if e.step_key]
+    shown = {
+        s: [e.event_type_value for e in events if e.step_key.endswith(f"{s}[r001_01]")] for s in ("run_worker", "land")
+    }
+    assert shown == {
+        "run_worker": ["STEP_START", "STEP_OUTPUT", "STEP_SUCCESS"],
+        "land": ["STEP_START", "ASSET_MATERIALIZATION", "STEP_OUTPUT", "STEP_SUCCESS"],
+    }
+    said = [e.step_output_data.metadata for e in events if "run_worker[" in e.step_key and e.is_successful_output]
+    assert [{name: value.value for name, value in each.items()} for each in said] == [
+        {"task": "r001-01", "status": "complete"}
+    ]
+    assert not list(home.builds.rglob("run_worker*.json"))
+
+
 def test_a_task_record_can_be_read_and_carries_no_markup(instance: dg.DagsterInstance, home: Home) -> None:
     begin(home, Script(plans={"root.001": ["a.py"]}))
     run(instance, home)
@@ -233,7 +250,7 @@ def test_the_guard_names_the_task_whose_documents_are_gone(home: Home) -> None:
     tools.run(plan.tasks[0], lambda: False)
     tools.land(plan.tasks[0])
     with pytest.raises(IncompleteIteration, match=r"root\.001 has no result of r001-02"):
-        complete(tools, plan, ["r001-01", "r001-02"])
+        complete(tools, plan)
 
 
 def test_a_task_that_a_person_retries_meanwhile_is_waited_for(home: Home) -> None:
@@ -254,7 +271,7 @@ def test_a_task_that_a_person_retries_meanwhile_is_waited_for(home: Home) -> Non
             waiting.result(timeout=0.3)
         tools.run(plan.tasks[0], lambda: False)
         waiting.result(timeout=30)
-    assert [o.state for o in complete(tools, plan, ["r001-01"])[1]] == [LandingState.LANDED]
+    assert [o.state for o in complete(tools, plan)[1]] == [LandingState.LANDED]
 
 
 def test_main_is_not_swept_again_while_nothing_lands(instance: dg.DagsterInstance, home: Home) -> None:
