@@ -239,9 +239,9 @@ def standing(entry: Entry, item: Item, now: float) -> Standing:
         wait = _retry_at(newest)
         if wait is None:
             return stands(State.REFUSED, f"{newest.reason}; tried {newest.attempt} times, again once it is edited")
-        if now < wait:
+        if newest.since <= now < wait:
             return stands(State.REFUSED, f"{newest.reason}; again {at(wait)}")
-    if now - entry.changed < SETTLE_S:
+    if abs(now - entry.changed) < SETTLE_S:  # a clock that was set back keeps nothing waiting
         return stands(State.WAITING, "was changed a moment ago")
     return stands(State.READY)
 

@@ -149,7 +149,8 @@ def _inflate(body: memoryview, position: int, size: int) -> tuple[bytes, int]:
             out = stream.decompress(chunk, _WINDOW)
         except zlib.error:
             raise HostileBundle("the pack holds data that does not unpack") from None
-        used = len(chunk) - len(stream.unconsumed_tail) - len(stream.unused_data)
+        # At the end zlib tells what is left over in both places, when an earlier window was full.
+        used = len(chunk) - len(stream.unused_data if stream.eof else stream.unconsumed_tail)
         position += used
         done += len(out)
         if len(start) < 32:

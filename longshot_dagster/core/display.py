@@ -5,11 +5,13 @@ the Dagster UI start a run by GET.
 """
 
 import html
+import re
 import unicodedata
 from typing import Literal
 
 Where = Literal["terminal", "markdown", "html", "plain"]
 
+_BACKTICKS = re.compile("`+")
 _MARKDOWN = str.maketrans({c: "\\" + c for c in r"\`*_{}[]()#+-.!|~<>&"})
 
 
@@ -46,23 +48,18 @@ def one_line(text: object, limit: int = 300) -> str:
 def code_block(text: object, language: str = "", limit: int = 20_000) -> str:
     """`text` as a fenced Markdown block that nothing inside can close."""
     clean = display(text, "plain", limit)
-    longest = run = 0
-    for c in clean:
-        run = run + 1 if c == "`" else 0
-        longest = max(longest, run)
+    longest = max(map(len, _BACKTICKS.findall(clean)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{clean}\n{fence}"
 
 
 def _printable(text: str) -> str:
-    if text.isprintable():  # no character of the categories below; most lines are such, and screens show many
-        return text
-    out = []
-    for c in text.replace("\r\n", "\n"):
-        if c in "\n\t":
-            out.append(c)
-        elif unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"):
-            out.append("\ufffd" if c in "\x1b\u202e" else "")
-        else:
-            out.append(c)
-    return "".join(out)
+    # No character of the categories below is printable; most lines are, and a diff has thousands.
+    lines = text.replace("\r\n", "\n").split("\n")
+    return "\n".join(ln if ln.replace("\t", "").isprintable() else "".join(map(_shown, ln)) for ln in lines)
+
+
+def _shown(c: str) -> str:
+    if c != "\t" and unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"):
+        return "\ufffd" if c in "\x1b\u202e" else ""
+    return c

@@ -18,6 +18,8 @@ from longshot_dagster.core.models import (
     Task,
     WorkerRun,
 )
+from longshot_dagster.core.path_lists import PathList
+from longshot_dagster.core.protected import PathRules
 from longshot_dagster.core.working import BY_A_PERSON
 
 BUILD_TRAILER = "Longshot-Build"
@@ -26,8 +28,10 @@ SOURCE_TRAILER = "Longshot-Source"
 
 SUPERSEDABLE = (LandingState.CONFLICT, LandingState.WITHHELD, LandingState.NOOP, LandingState.UNDONE)
 
-_FORGED = re.compile(r"\W*longshot[-_ ]*(?:build|task|source|undo)\s*[:=#]", re.IGNORECASE)
-_MODES = {"000000", "100644", "100755", "120000"}
+_FORGED = re.compile(r"\W*longshot[-_ ]*(?:build|task|source|undo|lock[-_ ]*file)\s*[:=#]", re.IGNORECASE)
+_GONE, _RUNS = "000000", "100755"
+_MODES = {_GONE, "100644", _RUNS, "120000"}
+EVERYBODYS = PathRules()
 _SUBJECT = 100
 _BODY = 4_000
 
@@ -47,6 +51,13 @@ class Change:
     oid: str
     status: str
     link: str | None = None  # where a symbolic link points; None for anything else
+    mode_before: str = ""  # and content before; 000000 and zeros for a path that was not there
+    before: str = ""
+
+    @property
+    def executable_flipped(self) -> bool:
+        """Does a file become executable, or stop being it, other than by going away?"""
+        return bool(self.mode_before) and self.mode != _GONE and (self.mode == _RUNS) != (self.mode_before == _RUNS)
 
     @property
     def shown(self) -> str:
@@ -88,14 +99,17 @@ class Split:
         return frozenset((*self.landed, *self.claimed))
 
 
-def split(changes: Iterable[Change], task: Task, owners: Ownership) -> Split:
-    """Divide a branch's changes: in scope, claimed by straying where nobody owns, and withheld with a reason each."""
+def split(changes: Iterable[Change], task: Task, owners: Ownership, rules: PathRules = EVERYBODYS) -> Split:
+    """Divide a branch's changes: in scope, claimed by straying where nobody owns, and withheld with a reason each.
+
+    `rules`: what of it never lands, or not without approval, whatever the scope says.
+    """
     landed: list[str] = []
     claimed: list[str] = []
     withheld: list[str] = []
     concerns: list[Concern] = []
     for change in changes:
-        refusal = _refusal(change, task, owners, len(claimed))
+        refusal = _refusal(change, task, owners, len(claimed), rules)
         if refusal is not None:
             withheld.append(change.path)
             concerns.append(refusal)
@@ -107,13 +121,47 @@ def split(changes: Iterable[Change], task: Task, owners: Ownership) -> Split:
     return Split(tuple(landed), tuple(claimed), tuple(withheld), _bounded(concerns))
 
 
-def _refusal(change: Change, task: Task, owners: Ownership, claims: int) -> Concern | None:
+def to_approve(changes: Iterable[Change], rules: PathRules) -> tuple[Change, ...]:
+    """What of a branch lands once a person has approved it, sorted by path; what may not land at all is not among it."""
+    asked = (c for c in changes if rules.protects(c.path) and unsafe_reason(c) is None and not rules.too_large(c.oid))
+    return tuple(sorted(asked, key=lambda c: c.path))
+
+
+def as_landed(parts: Split, changes: Iterable[Change], paths: Collection[str]) -> Split:
+    """`parts` of a branch that landed earlier with these `paths`: what landed then is its task's, whoever owns it now."""
+    there, changes = frozenset(paths), tuple(changes)
+    withheld, claimed = frozenset(parts.withheld), frozenset(parts.claimed)
+    late = [c for c in changes if c.path in withheld & there and not scope.is_generated(c.path)]
+    kept_back = [c for c in changes if c.path in claimed - there]
+    told_anew = {c.shown for c in (*late, *kept_back)}
+    return Split(
+        parts.landed,
+        (*(p for p in parts.claimed if p in there), *(c.path for c in late)),
+        (*(p for p in parts.withheld if p not in {c.path for c in late}), *(c.path for c in kept_back)),
+        (
+            *(c for c in parts.concerns if c.path not in told_anew),
+            *(_concern(ConcernKind.CLAIMED, c, "outside the scope, owned by no task: landed") for c in late),
+            *(_concern(ConcernKind.OUT_OF_SCOPE, c, "outside the scope, and not among what landed") for c in kept_back),
+        ),
+    )
+
+
+def _refusal(change: Change, task: Task, owners: Ownership, claims: int, rules: PathRules) -> Concern | None:
     if unsafe := unsafe_reason(change):
         return _concern(ConcernKind.UNSAFE_PATH, change, unsafe)
-    if is_withheld_as_generated(change.path, task.scope):
+    if rules.too_large(change.oid):
+        return _concern(ConcernKind.TOO_LARGE, change, f"larger than {rules.max_bytes >> 20} MB (MAX_FILE_MB)")
+    if rules.protects(change.path):
+        if change.path in rules.approved:
+            return None
+        why = f"protected; lands once a person says `longshot approve {task_partition(task.build, task.id)}`"
+        return _concern(ConcernKind.PROTECTED, change, why)
+    if is_withheld_as_generated(change.path, task.scope, rules.generated):
         return _concern(ConcernKind.GENERATED, change, "generated; lock files and build output never land from a task")
     if scope.covers(task.scope, change.path):
         return None
+    if change.executable_flipped:
+        return _concern(ConcernKind.UNSAFE_PATH, change, "outside the scope, and what may be executed changes with it")
     if scope.covers(_STEERING, change.path):
         return _concern(
             ConcernKind.OUT_OF_SCOPE, change, "steers tools outside the sandbox; lands only when a scope names it"
@@ -159,9 +207,14 @@ def link_leaves(path: str, target: str) -> bool:
     return False
 
 
-def is_withheld_as_generated(path: str, task_scope: Iterable[str]) -> bool:
-    """Generated, unless it lies in a directory like `build/` that the scope names itself; lock files always."""
-    if not scope.is_generated(path):
+def is_withheld_as_generated(path: str, task_scope: Iterable[str], listed: PathList = EVERYBODYS.generated) -> bool:
+    """Generated, unless it lies in a directory like `build/` that the scope names itself; lock files always.
+
+    `listed`: GENERATED_PATHS. What it names besides lands where a scope names the very path.
+    """
+    if listed.covers(path) and path not in task_scope:
+        return True
+    if not listed.built_in or not scope.is_generated(path):
         return False
     name = posixpath.basename(path)
     if name in scope.LOCK_FILES or name.endswith((".pyc", ".pyo")):
@@ -285,9 +338,10 @@ def _concern(kind: ConcernKind, change: Change, text: str) -> Concern:
 
 
 def _bounded(concerns: list[Concern]) -> tuple[Concern, ...]:
-    """All claims (they are owners' records) and the first 200 of the rest."""
-    claims = [c for c in concerns if c.kind is ConcernKind.CLAIMED]
-    rest = [c for c in concerns if c.kind is not ConcernKind.CLAIMED]
+    """All claims (they are owners' records), all that a person is to approve, and the first 200 of the rest."""
+    whole = (ConcernKind.CLAIMED, ConcernKind.PROTECTED)
+    claims = [c for c in concerns if c.kind in whole]
+    rest = [c for c in concerns if c.kind not in whole]
     more = len(rest) - MAX_LIST
     if more > 0:
         rest = [*rest[:MAX_LIST], Concern(kind=rest[-1].kind, text=f"and {more} more paths withheld")]

@@ -40,6 +40,11 @@ class ConcernKind(StrEnum):
     CHECK_RED = "check-red"
     NOT_COMPLETE = "not-complete"
     CONFLICT = "conflict"
+    LOCK_FILE = "lock-file"  # it could not be made anew
+    PROTECTED = "protected"  # lands once a person has approved it
+    TOO_LARGE = "too-large"
+    MARKERS = "conflict-markers"
+    REVERTS = "reverts"  # landing it would take back what others did
 
 
 class Concern(Record):
@@ -55,9 +60,38 @@ class ConflictFile(Record):
 
     path: RepoPath
     kind: Line = Field(description="git's own word: contents, modify/delete, rename/delete, add/add ...")
+    base: str | None = Field(default=None, max_length=MAX_TEXT)
     ours: str | None = Field(default=None, max_length=MAX_TEXT)
     theirs: str | None = Field(default=None, max_length=MAX_TEXT)
     merged: str | None = Field(default=None, max_length=MAX_TEXT * 2, description="with conflict markers")
+
+
+class Resolution(Record):
+    """One file of a branch that landed though it did not merge, or a lock file made anew with it; contents as blob ids."""
+
+    rung: Line
+    path: RepoPath
+    base: Oid | None = None
+    ours: Oid | None = Field(default=None, description="as it was on the landing branch; None: it was not there")
+    theirs: Oid | None = Field(
+        default=None, description="as the task left it; None: a lock file, of which no task's lands"
+    )
+    result: Oid
+
+    @property
+    def line(self) -> str:
+        """For people; the path is a repository's."""
+        return f"{self.path}: {self.rung}, {(self.ours or 'new')[:12]} to {self.result[:12]}"
+
+
+class Approval(Record):
+    """`approvals/<task>.json`: a person wants just these changes to protected paths to land, and no others."""
+
+    task: str
+    digest: str = Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of paths, modes and contents before and after")
+    paths: tuple[RepoPath, ...] = Field(default=(), max_length=5_000)
+    by: Line = Field(description="who: the account and host that said so")
+    at: float
 
 
 class LandingOutcome(Record):
@@ -74,7 +108,9 @@ class LandingOutcome(Record):
     withheld_paths: tuple[str, ...] = ()
     conflicts: tuple[ConflictFile, ...] = ()
     conflict_with: tuple[str, ...] = Field(default=(), description="landed tasks that touched the conflicted paths")
+    resolutions: tuple[Resolution, ...] = ()
     concerns: tuple[Concern, ...] = ()
+    approved: Approval | None = Field(default=None, description="what landed of it because a person approved it")
     superseded_by: str | None = None
     undone_by: Oid | None = Field(default=None, description="the commit on the landing branch that took it back")
     history: tuple[tuple[LandingState, float], ...] = ()
@@ -88,3 +124,11 @@ class LandingOutcome(Record):
     @property
     def settled(self) -> bool:
         return self.state is not LandingState.QUEUED
+
+    @property
+    def keeps_back(self) -> bool:
+        """Has some of a branch that has landed been withheld that no tool can make again?"""
+        if self.state not in (LandingState.LANDED, LandingState.NOOP):
+            return False
+        generated = {c.path for c in self.concerns if c.kind is ConcernKind.GENERATED}
+        return not generated.issuperset(self.withheld_paths)

@@ -80,6 +80,7 @@ class BuildView:
     mended_by: str = ""  # another build on the same branch, whose fix iteration answers its red main at the moment
     finalization_max_attempts: int = 3
     max_iterations: int = 100
+    fixes_conflicts: bool = True  # CONFLICT_RUNGS
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,8 @@ def planner_done(view: BuildView, planner: str) -> bool:
 
 def fixable_conflicts(view: BuildView) -> tuple[str, ...]:
     """Tasks in conflict that no fix iteration has taken up. A fix task's own conflict is never fixed again: no chains."""
+    if not view.fixes_conflicts:
+        return ()
     return tuple(t.id for t in view.tasks if t.landing is LandingState.CONFLICT and not t.fix_planned and not t.is_fix)
 
 

@@ -158,6 +158,31 @@ class PlannedTask(Wire):
     replaces: list[str] = Field(
         default_factory=list, max_length=20, description="ids of unlanded tasks this one redoes"
     )
+    exclusive: bool | list[RepoPath] = Field(
+        default=False,
+        description="nobody else is at work in its scope, or in these paths, from its start to its landing",
+    )
+
+    @property
+    def alone_on(self) -> tuple[str, ...]:
+        """Where nobody else may be at work meanwhile; nothing for all but exclusive tasks."""
+        if isinstance(self.exclusive, bool):
+            return tuple(self.scope) if self.exclusive else ()
+        return tuple(self.exclusive)
+
+    @field_validator("exclusive", mode="before")
+    @classmethod
+    def _exclusive(cls, value: object) -> object:
+        if isinstance(value, bool | None):
+            return bool(value)
+        if not isinstance(value, list) or not all(isinstance(path, str) for path in value):
+            raise ValueError("say true, for the task's whole scope, or list paths")
+        if len(value) > 100:
+            raise ValueError("at most 100 paths, please: name directories")
+        try:
+            return list(scope.normalise_all(value))
+        except WrongUse as e:
+            raise ValueError(str(e)) from e
 
     @field_validator("scope")
     @classmethod
@@ -196,6 +221,9 @@ class Task(Record):
     branch: str
     delegated: bool = Field(default=False, description="goes to a subplanner, not to a worker")
     replaces: tuple[str, ...] = Field(default=(), description="tasks that are superseded once this one lands")
+    exclusive: tuple[str, ...] = Field(
+        default=(), description="files and directories that nobody else is at work in, from its start to its landing"
+    )
 
     @field_validator("id", "planner")
     @classmethod

@@ -87,6 +87,8 @@ def _told(facts: TaskFacts, limit: int) -> str:
         rows.append(("landed files", codes(landing.landed_paths)))
     if landing and landing.withheld_paths:
         rows.append(("withheld files", codes(landing.withheld_paths)))
+    if landing and landing.resolutions:
+        rows.append(("resolved", "<br>".join(shown(r.line, 300) for r in landing.resolutions[:PATHS_SHOWN])))
     if landing and landing.source:
         rows.append(("worker's branch", f"<code>{shown(landing.source)}</code> {shown(task.branch, 200)}"))
     return f'<dl class="facts">{"".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in rows)}</dl>'

@@ -127,7 +127,8 @@ def _task(item: object, where: str) -> tuple[PlannedTask | None, list[str]]:
             f"{where}{''.join(f'.{part}' for part in error['loc'])}: {display(error['msg'].removeprefix('Value error, '), 'plain', 200)}"
             for error in e.errors(include_url=False, include_input=False, include_context=False)[:4]
         ]
-    if patterns := [p for p in task.scope if "*" in p or "?" in p]:
-        shown = display(patterns[0], "plain", 120)
-        return None, [f"{where}.scope: {shown!r} is a pattern; name files, or a directory with a trailing slash"]
+    for name, paths in (("scope", task.scope), ("exclusive", task.alone_on)):
+        if patterns := [p for p in paths if "*" in p or "?" in p]:
+            shown = display(patterns[0], "plain", 120)
+            return None, [f"{where}.{name}: {shown!r} is a pattern; name files, or a directory with a trailing slash"]
     return task, []

@@ -156,6 +156,8 @@ def _report(report: TaskReport) -> str:
             lines.append(f"Not landed of it: {_paths(landing.withheld_paths, 20)}")
         if landing.conflicts:
             lines.append(f"Conflicts in: {_paths([c.path for c in landing.conflicts], 20)}")
+        if landing.resolutions:
+            lines.append(f"Merged by rule: {_paths([f'{r.path} ({r.rung})' for r in landing.resolutions], 10)}")
         if landing.conflict_with:
             lines.append(f"Collided with: {', '.join(landing.conflict_with[:10])}")
         lines += [f"Landing: {one_line(c.text, 300)}" for c in landing.concerns[:10]]
@@ -179,8 +181,8 @@ def _standing(facts: RoundFacts) -> list[str]:
     if facts.unlanded:
         lines = [f"- {r.task.id}: {_fate(r)}: {one_line(r.task.description, 120)}" for r in facts.unlanded[:30]]
         parts.append(
-            "## Work that did not land\n\nA conflict is already being fixed. What is undone was taken back by a "
-            "person: not as it was again. Redo what is still wanted, with `replaces`.\n"
+            "## Work that did not land\n\nA conflict is already being fixed. What waits for approval is a person's to "
+            "decide: do not plan it again. What is undone was taken back by a person: not as it was again. Redo what is still wanted, with `replaces`.\n"
             + "\n".join(lines)
             + _more(facts.unlanded, 30)
         )

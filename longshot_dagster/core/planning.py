@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from longshot_dagster.core import ids, scope
+from longshot_dagster.core.apart import kept_apart
 from longshot_dagster.core.display import code_block, display, one_line
 from longshot_dagster.core.ids import FIX, ROOT, IterationKey
 from longshot_dagster.core.landing_records import ConflictFile, LandingOutcome, LandingState
@@ -24,6 +25,7 @@ from longshot_dagster.core.models import (
 )
 
 MAX_CONFLICT_FIXES = 90  # of one iteration; the others wait for the next, on a main where these have landed
+MAX_EXCLUSIVE = 20  # tasks of one round that may keep others out of their files
 _MAX_OBJECTIONS = 10
 _MAX_FIX_TEXT = 60_000
 _DONE = (LandingState.LANDED, LandingState.NOOP, LandingState.SUPERSEDED)
@@ -87,9 +89,15 @@ def outside_of(task: PlannedTask, parent: Task) -> tuple[str, ...]:
 
 def _overlaps(tasks: Sequence[PlannedTask], rules: Rules) -> list[str]:
     found = []
+    if (alone := sum(bool(task.alone_on) for task in tasks)) > MAX_EXCLUSIVE:
+        found.append(
+            f"{alone} tasks are exclusive, and only the first {MAX_EXCLUSIVE} of a round are: nobody else may be at work in their files"
+        )
     near = scope.Neighbours()
     for n, task in enumerate(tasks):
         for m in near.of(task.scope):
+            if kept_apart(task, tasks[m]):
+                continue  # the second begins where the first has landed
             shared = scope.overlap(task.scope, tasks[m].scope)
             found.append(f"tasks[{m}] and tasks[{n}] both change {_names(shared)}: they would conflict")
         near.add(n, task.scope)
@@ -121,10 +129,18 @@ def plan_tasks(
 ) -> tuple[Task, ...]:
     """The answer's tasks under our names. Those outside `parent`'s scope are left out; `replaces` may name only `unlanded`."""
     kept = [t for t in reply.tasks if parent is None or not outside_of(t, parent)]
+    alone = [n for n, planned in enumerate(kept) if planned.alone_on][:MAX_EXCLUSIVE]
     return tuple(
-        _task(planned, key, request, kind, first_position + n, unlanded)
+        _task(
+            planned, key, request, kind, first_position + n, unlanded, _exclusive(planned, parent) if n in alone else ()
+        )
         for n, planned in enumerate(kept[: ids.MAX_POSITION + 1 - first_position])
     )
+
+
+def _exclusive(planned: PlannedTask, parent: Task | None) -> tuple[str, ...]:
+    """A subplanner keeps others out of its own scope only."""
+    return tuple(path for path in planned.alone_on if parent is None or scope.within([path], parent.scope))
 
 
 def _task(
@@ -134,6 +150,7 @@ def _task(
     kind: TaskKind,
     position: int,
     unlanded: Collection[str],
+    exclusive: tuple[str, ...],
 ) -> Task:
     name = ids.task_id(key, position)
     paths = tuple(planned.scope)
@@ -151,8 +168,13 @@ def _task(
         branch=branch_of(request, name),
         # A task's own depth is that of its planner plus one, and names leave room for two subplanners above a worker.
         # What redoes other tasks is one worker's: they are superseded when its branch lands, and a parent has none.
-        delegated=kind is TaskKind.PLAN and not replaces and should_delegate(paths, ids.depth(name) + 1),
+        # Exclusive work is one worker's, too: its parts could not be at work beside it.
+        delegated=kind is TaskKind.PLAN
+        and not replaces
+        and not exclusive
+        and should_delegate(paths, ids.depth(name) + 1),
         replaces=replaces,
+        exclusive=exclusive,
     )
 
 
@@ -233,8 +255,12 @@ def _contents(conflict: ConflictFile, limit: int) -> str:
     path = _plain(conflict.path, 500)
     if conflict.merged is not None:
         return f"### {path}, merged, with conflict markers\n\n{code_block(conflict.merged, '', max(200, limit))}"
-    sides = [("as it is on main", conflict.ours), ("as the task left it", conflict.theirs)]
-    shown = [f"### {path}, {side}\n\n{code_block(text, '', max(200, limit // 2))}" for side, text in sides if text]
+    sides = [
+        ("as it was before both", conflict.base),
+        ("as it is on main", conflict.ours),
+        ("as the task left it", conflict.theirs),
+    ]
+    shown = [f"### {path}, {side}\n\n{code_block(text, '', max(200, limit // 3))}" for side, text in sides if text]
     return "\n\n".join(shown) or f"### {path}\n\n(binary, deleted or too large to show)"
 
 

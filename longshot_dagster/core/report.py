@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterable, Mapping
 from typing import Literal
 
+from longshot_dagster.core import scope
 from longshot_dagster.core.display import display
 from longshot_dagster.core.landing_records import LandingOutcome, LandingState
 from longshot_dagster.core.models import (
@@ -20,6 +21,7 @@ from longshot_dagster.core.models import (
     Verdict,
     WorkerRun,
 )
+from longshot_dagster.core.protected import is_waiting, waiting_paths
 from longshot_dagster.core.reviewing import review_steps
 from longshot_dagster.core.task_gist import TaskGist
 from longshot_dagster.core.usage import Usage
@@ -108,7 +110,8 @@ def leftovers(
         handoff, landing = handoffs.get(task.id), landings.get(task.id)
         if by_children and handoff and handoff.status is HandoffStatus.COMPLETE:
             continue
-        if not by_children and _fine(handoff, landing) and not _lost_its_successor(landing, landings):
+        fine = _fine(handoff, landing) and not _lost_its_successor(landing, landings)
+        if not by_children and fine and not _unapproved(task, landing):
             continue
         found.append(_leftover(task, handoff, landing))
     return tuple(found)
@@ -120,6 +123,11 @@ def _fine(handoff: Handoff | None, landing: LandingOutcome | None) -> bool:
     if landing.state is LandingState.NOOP:  # an empty diff is no answer from a worker that says it failed
         return handoff is not None and handoff.status is HandoffStatus.COMPLETE
     return landing.state in (LandingState.LANDED, LandingState.SUPERSEDED)
+
+
+def _unapproved(task: Task, landing: LandingOutcome | None) -> bool:
+    """Does something that it was to change wait for a person? What it strayed into is not left over, only withheld."""
+    return any(scope.covers(task.scope, path) for path in waiting_paths(landing))
 
 
 def _lost_its_successor(landing: LandingOutcome | None, landings: Mapping[str, LandingOutcome]) -> bool:
@@ -268,4 +276,6 @@ def _waiting_for(delegated: bool, handed_in: bool, state: LandingState | None, r
         return "its turn to land"
     if state is LandingState.CONFLICT:
         return "a fix task for its conflict" if phase is not BuildPhase.FINISHED else reason
+    if state is LandingState.LANDED and is_waiting(reason):
+        return reason
     return reason if state in (LandingState.WITHHELD, LandingState.UNDONE) else ""

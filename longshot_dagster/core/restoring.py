@@ -43,7 +43,7 @@ MAX_ATTEMPT = 100_000
 
 # What the target's own .longshot.toml could say as well, and what changes nothing about costs or confinement.
 THE_BUILDS_OWN = (
-    *("merge_strategy", "git_branch_prefix", "finalization_enabled"),
+    *("merge_strategy", "git_branch_prefix", "finalization_enabled", "generated_paths", "max_file_mb"),
     *("check_install", "check_compile", "check_types", "check_lint", "check_test"),
 )
 

@@ -51,6 +51,8 @@ BUILD_OUTPUT = frozenset(
     ]
 )
 _MAX_PATH = 4096
+# Nothing in it can mean anything else anywhere: no part begins or ends with a dot.
+_PLAIN = re.compile(r"(?:[\w-]+(?:\.[\w-]+)*/)*[\w-]+(?:\.[\w-]+)*/?", re.ASCII)
 
 
 def normalise(path: str) -> str:
@@ -59,6 +61,8 @@ def normalise(path: str) -> str:
     Raises WrongUse for what can never be a path in a repository: absolute, `..`, `.git` in any spelling git or a
     case-blind file system would take for it, control characters, empty, longer than 4,096 characters.
     """
+    if len(path) <= _MAX_PATH and _PLAIN.fullmatch(path):
+        return path
     text = path.strip().replace("\\", "/")
     if not text or len(text) > _MAX_PATH or any(ord(c) < 32 or ord(c) == 127 for c in text):
         raise WrongUse(f"{text[:80]!r} is not a repository path")

@@ -7,6 +7,9 @@ from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from longshot_dagster.core.errors import WrongUse
+from longshot_dagster.core.path_lists import path_list
+
 # Places of a sandbox's own: below the first, nothing of the host may lie; the second, nothing of the host may cover.
 _SANDBOXES_OWN = ("work/repo", "work/base", "longshot", "etc", "proc", "dev", "sys")
 _ROOTS = ("work", "tmp", "home", "home/agent", "root", "usr", "var")
@@ -28,6 +31,17 @@ class MergeStrategy(StrEnum):
     REBASE = "rebase"
     MERGE_COMMIT = "merge-commit"
     SQUASH = "squash"
+
+
+class RungName(StrEnum):
+    """Ways out of a conflict, in the order in which they are tried."""
+
+    RE_MERGE = "re-merge"
+    UNION = "union"
+    JSON = "json"
+    LOCK_FILES = "lock-files"
+    SYNTAX = "syntax"
+    FIX = "fix"
 
 
 class Provider(StrEnum):
@@ -116,6 +130,30 @@ class Settings(BaseModel):
     merge_strategy: MergeStrategy = Field(
         default=MergeStrategy.REBASE, description="fast-forward, rebase, merge-commit or squash"
     )
+    conflict_rungs: str = Field(
+        default=",".join(RungName),
+        description="ways out of a conflict that are tried, `,` between them: re-merge (when main has moved in those "
+        "files), union (UNION_PATHS), json (package.json and the like, key by key), lock-files (made anew by their own "
+        "tool), syntax (mergiraf, where it is installed), fix (one fix task); or none",
+    )
+    union_paths: str = Field(
+        default="CHANGELOG,CHANGELOG.md,CHANGELOG.rst,CHANGELOG.txt,CHANGES,CHANGES.md,CHANGES.rst,CHANGES.txt,"
+        ".gitignore,.dockerignore,.npmignore,index.ts,index.tsx,index.js,index.jsx,index.mjs",
+        description="names, paths or patterns of files that only grow, `,` between them: in a conflict both sides' new "
+        "lines are kept; of source files only those that do nothing but re-export",
+    )
+    protected_paths: str = Field(
+        default="default",
+        description="names, folders and patterns of what lands only after `longshot approve`, `,` between them; default: "
+        "CI, CODEOWNERS, .longshot.toml, agents' instructions, and the checks' configuration that was there already; or none",
+    )
+    generated_paths: str = Field(
+        default="default",
+        description="the same of what never lands from a worker; default: lock files, build output and caches; or none",
+    )
+    max_file_mb: int = Field(
+        default=20, ge=0, le=2_048, description="size of the largest file that may land, MB; 0: no limit"
+    )
     finalization_enabled: bool = Field(default=True, description="sweep main after all tasks have landed")
     finalization_max_attempts: int = Field(
         default=3, ge=0, le=100, description="rounds of fixing a red main at the end"
@@ -138,8 +176,42 @@ class Settings(BaseModel):
     )
 
     @property
+    def rungs(self) -> frozenset[RungName]:
+        return frozenset(RungName(name) for name in _listed(self.conflict_rungs) if name != "none")
+
+    @property
+    def union_patterns(self) -> tuple[str, ...]:
+        return _listed(self.union_paths)
+
+    @property
     def readable_folders(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(path for path in self.sandbox_readable.split(":") if path))
+
+    @field_validator("conflict_rungs")
+    @classmethod
+    def _rungs(cls, value: str) -> str:
+        known = [*RungName, "none"]
+        unknown = next((name for name in _listed(value) if name not in known), None)
+        if unknown is not None:
+            raise ValueError(f"names no way out of a conflict with {unknown[:40]!r}; there are {', '.join(known)}")
+        return value
+
+    @field_validator("union_paths")
+    @classmethod
+    def _patterns(cls, value: str) -> str:
+        for pattern in _listed(value):
+            if pattern.endswith((".json", ".lock")) or not pattern.strip("*?/."):
+                raise ValueError(f"cannot hold {pattern[:80]!r}: lines of such files are not to be strung together")
+        return value
+
+    @field_validator("protected_paths", "generated_paths")
+    @classmethod
+    def _paths(cls, value: str) -> str:
+        try:
+            path_list(value)
+        except WrongUse as e:
+            raise ValueError(str(e)) from e
+        return value
 
     @field_validator("sandbox_readable")
     @classmethod
@@ -162,3 +234,8 @@ class Settings(BaseModel):
         if bad or any(ord(c) < 32 for c in value) or "@{" in value or value.endswith((".lock", ".")):
             raise ValueError("is not part of a legal git branch name")
         return value
+
+
+def _listed(value: str) -> tuple[str, ...]:
+    """The entries of a list with commas, each once."""
+    return tuple(dict.fromkeys(entry for part in value.split(",") if (entry := part.strip())))

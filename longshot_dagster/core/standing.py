@@ -18,6 +18,7 @@ from longshot_dagster.core.lifecycle import (
     unseen_handoffs,
 )
 from longshot_dagster.core.models import BuildPhase
+from longshot_dagster.core.protected import WAITS, is_waiting
 from longshot_dagster.core.report import duration
 
 _WELL = {
@@ -61,6 +62,7 @@ def explained(standing: Standing) -> list[tuple[str, str]]:
         ("done", _done(standing.view)),
         ("running", _running(standing)),
         ("missing", _missing(standing)),
+        ("approve", _to_approve(standing)),
         ("only here", _only_here(standing)),
         ("next", _next(standing)),
     ]
@@ -100,13 +102,20 @@ def _missing(standing: Standing) -> str:
     groups: dict[str, list[str]] = {}
     for task in standing.view.tasks:
         why = (standing.why or {}).get(task.id, "")
-        if why and task.id not in working and not (task.delegated and task.handoff is not None):
+        if why and not is_waiting(why) and task.id not in working and not (task.delegated and task.handoff is not None):
             stand = f"{task.landing.value}: " if task.landing in _BAD else ""
             groups.setdefault(f"{stand}{one_line(why, 90)}", []).append(task.id)
     ordered = sorted(groups.items(), key=lambda g: (-len(g[1]), g[0]))
     said = [f"{_names(names)} ({why})" for why, names in ordered[:_KINDS]]
     more = sum(len(names) for _, names in ordered[_KINDS:])
     return "; ".join(said) + (f"; and {more} more" if more else "")
+
+
+def _to_approve(standing: Standing) -> str:
+    """What only a person can let land."""
+    waits = [why for why in (standing.why or {}).values() if is_waiting(why)]
+    more = f"; and {len(waits) - _NAMED} more" if len(waits) > _NAMED else ""
+    return "; ".join(one_line(why, 200).removeprefix(WAITS).strip() for why in waits[:_NAMED]) + more
 
 
 _BAD = (LandingState.CONFLICT, LandingState.WITHHELD, LandingState.UNDONE)

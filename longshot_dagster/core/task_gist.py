@@ -21,6 +21,7 @@ class TaskGist(NamedTuple):
     reason: str  # of the landing
     interrupted: HandoffStatus | None  # what an interrupted worker left; None once there is a handoff
     cancelled: bool  # a person wants no more of it, and it was not handed in
+    kept_back: bool = False  # some of what it changed has not landed with the rest of it
 
     @property
     def over(self) -> bool:
@@ -30,7 +31,9 @@ class TaskGist(NamedTuple):
     @classmethod
     def restored(cls, fields: Sequence[Any]) -> Self:
         """From what JSON made of it. Raises ValueError or KeyError for anything else."""
-        task, iteration, planner, kind, delegated, title, handoff, landing, reason, interrupted, cancelled = fields
+        task, iteration, planner, kind, delegated, title, handoff, landing, reason, interrupted, cancelled, kept = (
+            fields
+        )
         return cls(
             task,
             iteration,
@@ -43,6 +46,7 @@ class TaskGist(NamedTuple):
             reason,
             _STATUSES[interrupted],
             cancelled,
+            kept,
         )
 
 

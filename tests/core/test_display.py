@@ -53,3 +53,9 @@ def test_what_is_printable_as_it_is_holds_none_of_what_is_taken_out() -> None:
     assert not [
         c for c in map(chr, range(sys.maxunicode + 1)) if c.isprintable() and unicodedata.category(c) in removed
     ]
+
+
+def test_what_is_taken_out_of_one_line_leaves_the_others_as_they_were() -> None:
+    assert code_block("a\tb\r\n\x1b[1m``\u00a0é\x00\rc\u2028\n\n", "diff") == (
+        "```diff\na\tb\n\ufffd[1m``\u00a0éc\n\n\n```"
+    )

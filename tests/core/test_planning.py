@@ -403,3 +403,65 @@ def test_messages_are_bounded_and_plain_whatever_they_are_given():
     assert "\x1b" not in text
     assert "\u202e" not in text
     assert all(f"r001-{n:02d}" in text for n in range(1, 91))
+
+
+# --- exclusive work --------------------------------------------------------------------------------------------------
+
+
+def exclusives(*values):
+    tasks = [{"description": f"t{n}", "scope": ["src/"], "exclusive": value} for n, value in enumerate(values)]
+    return read_reply(json.dumps({"tasks": tasks}))
+
+
+def test_a_plan_declares_a_scope_or_paths_exclusive_and_usually_neither():
+    read = exclusives(True, False, None, ["src/", "./tests//a.py"], [])
+    assert read.problems == ()
+    found = [t.exclusive for t in plan_tasks(read.reply, ROOT_1, REQUEST)]
+    assert found == [("src/",), (), (), ("src/", "tests/a.py"), ()]
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("src/", "say true"),
+        ({"src/": True}, "say true"),
+        (7, "say true"),
+        ([7], "say true"),
+        (["../x"], "leaves the repository"),
+        (["/etc"], "absolute"),
+        ([".git/config"], ".git"),
+        (["src/*.py"], "pattern"),
+        ([f"{n}.py" for n in range(5000)], "at most 100"),
+    ],
+)
+def test_what_cannot_be_exclusive_is_said_to_the_planner_in_one_line(value, said):
+    read = exclusives(value)
+    (problem,) = read.problems
+    assert said in problem and problem.startswith("tasks[0].exclusive") and len(problem) < 300
+    assert read.reply.tasks == []
+
+
+def test_exclusive_work_is_one_workers_however_large():
+    reply = PlanReply(tasks=[planned(["a", "b", "c", "d"], exclusive=True), planned(["e", "f", "g", "h"])])
+    assert [t.delegated for t in plan_tasks(reply, ROOT_1, REQUEST)] == [False, True]
+
+
+def test_a_subplanner_keeps_others_out_of_its_own_scope_only():
+    parent = task(scope=("src/",), delegated=True)
+    reply = PlanReply(tasks=[planned(["src/a.py"], exclusive=["src/", "docs/"])])
+    (found,) = plan_tasks(reply, IterationKey(BUILD, "r001-01", 1), REQUEST, parent)
+    assert found.exclusive == ("src/",)
+
+
+def test_what_is_never_at_work_together_does_not_conflict():
+    rules = Rules(ROOT_1)
+    both = [planned(["src/a.py"]), planned(["src/"], exclusive=True)]
+    assert objections(PlanReply(tasks=both), rules).soft == ()
+    assert len(objections(PlanReply(tasks=[both[0], planned(["src/"])]), rules).soft) == 1
+
+
+def test_a_round_of_nothing_but_exclusive_work_is_bounded():
+    reply = PlanReply(tasks=[planned([f"{n}.py"], exclusive=True) for n in range(25)])
+    (said,) = objections(reply, Rules(ROOT_1)).soft
+    assert said.startswith("25 tasks are exclusive, and only the first 20")
+    assert sum(bool(t.exclusive) for t in plan_tasks(reply, ROOT_1, REQUEST)) == 20
