@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from longshot_dagster.adapters.git import Git
-from longshot_dagster.adapters.object_store import Entry, compare, graft, look_up, read, tree_of, write
+from longshot_dagster.adapters.object_store import Entry, compare, graft, look_up, note_tree, read, tree_of, write
 from longshot_dagster.adapters.targets import QUEUE_EMAIL, QUEUE_NAME
 from longshot_dagster.core.errors import RepositoryError
 from longshot_dagster.core.landing import Change, is_fit, person
@@ -60,6 +60,8 @@ class Branch:
             if len(made.parents) != 1:
                 return None
             found.append(made)
+            if head.startswith(b"tree "):
+                note_tree(self.git, oid, head[5:45].decode("ascii", "replace"))
             oid = made.parents[0]
         return tuple(reversed(found))
 
@@ -112,8 +114,8 @@ def raw_changes(git: Git, old: str, new: str) -> list[Change]:
     found = []
     for meta in fields:
         if meta:
-            _, mode, _, oid, status = meta.split(" ")
-            found.append(Change(next(fields), mode, oid, status[:1]))
+            mode_before, mode, before, oid, status = meta.split(" ")
+            found.append(Change(next(fields), mode, oid, status[:1], None, mode_before.removeprefix(":"), before))
     return found
 
 
@@ -145,7 +147,9 @@ def commit(
     name, email = author or (QUEUE_NAME, QUEUE_EMAIL)
     lines = [f"tree {tree_of(git, tree)}", *(f"parent {p}" for p in parents), f"author {name} <{email}> {when}"]
     text = "\n".join((*lines, f"committer {QUEUE_NAME} <{QUEUE_EMAIL}> {when}", "", message))
-    return write(git, "commit", text.encode())
+    made = write(git, "commit", text.encode())
+    note_tree(git, made, tree_of(git, tree))
+    return made
 
 
 def _as_git_prints(message: str) -> str:

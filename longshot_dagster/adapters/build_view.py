@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from longshot_dagster.core.ids import FIX, IterationKey
 from longshot_dagster.core.lifecycle import BuildView, IterationStatus, IterationView, SweepView, TaskView
 from longshot_dagster.core.models import BuildRequest, BuildState, CheckStatus, Plan, Sweep, TaskKind
+from longshot_dagster.core.settings import RungName
 from longshot_dagster.core.task_gist import TaskGist
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ def _view(build: str, of: Folded) -> BuildView:
         final_sweep=attempts.get(f"red-final.{last_red}"),
         finalization_max_attempts=of.request.settings.finalization_max_attempts,
         max_iterations=of.request.settings.max_iterations,
+        fixes_conflicts=RungName.FIX in of.request.settings.rungs,
     )
 
 

@@ -13,17 +13,20 @@ import os
 from collections.abc import Container, Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
-
-from upath import UPath
+from typing import TYPE_CHECKING
 
 from longshot_dagster.adapters.documents import write_atomically
 from longshot_dagster.adapters.git import Git
 from longshot_dagster.adapters.targets import QUEUE_EMAIL, QUEUE_NAME
 from longshot_dagster.core.errors import RepositoryError
 
+if TYPE_CHECKING:
+    from upath import UPath
+
 MAX_DOCUMENT_BYTES = 64 << 20
 _SETTLED_NS = 2_000_000_000  # a folder written to later than this before it was read may change without a new time
-_NOT_FACTS = frozenset({"quarantine", "io"})  # broken documents; values between the steps of one run
+# Broken documents; values between the steps of one run; what a person has approved on this very machine.
+_NOT_FACTS = frozenset({"quarantine", "io", "approvals"})
 
 Folders = dict[str, tuple[int, list[str]]]  # folder -> (its time in ns, or 0: not to be relied on; its documents)
 
@@ -69,7 +72,7 @@ def document_at(git: Git, commit: str, name: str, limit: int = MAX_DOCUMENT_BYTE
 class Checkpoint:
     """Writes checkpoints of one build into the mirror; pushing them is the landing queue's business."""
 
-    def __init__(self, git: Git, mirror: Path, ledger: UPath, build: str) -> None:
+    def __init__(self, git: Git, mirror: Path, ledger: "UPath", build: str) -> None:
         self.git = git
         self.mirror = mirror
         self.ledger = ledger
@@ -167,7 +170,7 @@ class Checkpoint:
         return {folder: (found[0], found[1]) for folder, found in folders.items()}
 
 
-def _folders(root: UPath, now_ns: int) -> Iterator[tuple[str, int, list[str] | None]]:
+def _folders(root: "UPath", now_ns: int) -> Iterator[tuple[str, int, list[str] | None]]:
     """(folder relative to `root`, its time in ns or 0, its documents); the last is None where they need not be listed."""
     if not isinstance(root, Path):  # an object store has no folders, and their time says nothing
         found: dict[str, list[str]] = {}

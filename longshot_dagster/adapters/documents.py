@@ -2,19 +2,21 @@
 
 import contextlib
 import fcntl
+import itertools
 import json
 import os
-import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import BaseModel, ValidationError
-from upath import UPath
 
 from longshot_dagster.core.errors import LedgerError
 from longshot_dagster.core.sealing import opened, sealed
+
+if TYPE_CHECKING:
+    from upath import UPath
 
 M = TypeVar("M", bound=BaseModel)
 Stamp = tuple[int, int, int]  # modified (ns), size, inode
@@ -26,7 +28,7 @@ class Documents:
     and cannot be mended.
     """
 
-    def __init__(self, directory: UPath, build: str) -> None:
+    def __init__(self, directory: "UPath", build: str) -> None:
         self.directory = directory
         self.build = build
         self._frozen: dict[str, tuple[Stamp, BaseModel]] = {}
@@ -39,7 +41,7 @@ class Documents:
         with locked(self._path(f".{name}.lock")):
             yield
 
-    def _path(self, name: str) -> UPath:
+    def _path(self, name: str) -> "UPath":
         return self.directory / name
 
     def _read(self, model: type[M], name: str, frozen: bool = False) -> M | None:
@@ -118,7 +120,7 @@ def parsed(model: type[M], data: bytes) -> tuple[M | None, str]:
         return None, f"{where}: {first['msg']}"
 
 
-def write_atomically(path: UPath | Path, data: bytes) -> None:
+def write_atomically(path: "UPath | Path", data: bytes) -> None:
     """Write to a temporary neighbour, fsync, rename over `path`, fsync the directory."""
     if isinstance(path, Path):
         _write_file(str(path), data)
@@ -133,10 +135,13 @@ def _write_file(path: str, data: bytes) -> None:
     folder = folder or ("/" if path.startswith("/") else ".")
     handle, temporary = _temporary(folder, f".{name}.")
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            rest = memoryview(data)
+            while rest:
+                rest = rest[os.write(handle, rest) :]
+            os.fsync(handle)
+        finally:
+            os.close(handle)
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
@@ -152,10 +157,21 @@ def _write_file(path: str, data: bytes) -> None:
 def _temporary(folder: str, prefix: str) -> tuple[int, str]:
     """(descriptor, path) of a new file in `folder`, which is made when it is not there."""
     try:
-        return tempfile.mkstemp(dir=folder, prefix=prefix)
+        return new_file(f"{folder}/{prefix}")
     except FileNotFoundError:
         os.makedirs(folder, exist_ok=True)  # noqa: PTH103
-        return tempfile.mkstemp(dir=folder, prefix=prefix)
+        return new_file(f"{folder}/{prefix}")
+
+
+_numbers = itertools.count()
+
+
+def new_file(prefix: str, mode: int = 0o600) -> tuple[int, str]:
+    """(descriptor, path) of a file that nobody else has, to be written to; for a fraction of what `mkstemp` costs."""
+    while True:
+        path = f"{prefix}{os.getpid()}-{next(_numbers)}"
+        with contextlib.suppress(FileExistsError):  # of another container, or left by an earlier process of this number
+            return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode), path
 
 
 _threads: dict[str, threading.Lock] = {}
@@ -163,7 +179,7 @@ _threads_guard = threading.Lock()
 
 
 @contextlib.contextmanager
-def locked(path: UPath | Path) -> Iterator[None]:
+def locked(path: "UPath | Path") -> Iterator[None]:
     """Exclusive lock on `path` among threads and processes of this host; the kernel frees it when the holder dies."""
     with _threads_guard:
         mine = _threads.setdefault(str(path), threading.Lock())
@@ -197,7 +213,7 @@ def stamp_at(path: str) -> Stamp | None:
     return found.st_mtime_ns, found.st_size, found.st_ino
 
 
-def written_at(path: UPath) -> float:
+def written_at(path: "UPath") -> float:
     """When the file was written; 0 when there is none."""
     try:
         return float(path.stat().st_mtime)

@@ -22,7 +22,7 @@ from longshot_dagster.adapters.token_counts import TokenCounts, is_key, write_ac
 from longshot_dagster.core.endpoints import Endpoint, endpoints_from_wire
 from longshot_dagster.core.errors import LongshotError, WrongUse
 from longshot_dagster.core.refusals import BUDGET_EXHAUSTED, Kind, Refusal
-from longshot_dagster.core.usage import StreamMeter, Usage, estimated, reported
+from longshot_dagster.core.usage import StreamMeter, estimated, reported
 from longshot_dagster.version import __version__
 
 MAX_REQUEST_BYTES = 64 << 20
@@ -125,13 +125,20 @@ class GatewayServer:
     # --- accounts ----------------------------------------------------------------------------------------------------
 
     async def _keep_flushing(self) -> None:
+        said = ""
         while not self._stopping.is_set():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), _FLUSH_S)
+            why = ""
             try:
                 await self._written()
             except OSError as e:
-                log.error("cannot write token counts: %s", e)
+                why = e.strerror or str(e)  # without the name of a temporary file, which is another each time
+            if why and why != said:
+                log.error("cannot write token counts: %s", why)
+            elif said and not why:
+                log.warning("token counts are written again")
+            said = why
 
     async def _written(self) -> None:
         """Whatever has been counted is in its file now. One writes at a time, so that no older state replaces a newer one;
@@ -255,23 +262,17 @@ class GatewayServer:
         path = await self._open_socket(build, key)
         timeout_s = asked.get("timeout_s")
         self._counts.open(build, key, int(asked.get("budget") or 0), float(timeout_s) if timeout_s else None)
-        return web.json_response({"path": path, "usage": vars(self._usage_of(build, key))})
+        return web.json_response({"path": path, "usage": vars(self._counts.usage(build, key))})
 
     async def _control_close(self, request: web.Request) -> web.Response:
         build, key = _owner(await request.json())
         self._close_socket(build, key)
         self._counts.close(build, key)
         await self._written()
-        return web.json_response({"usage": vars(self._usage_of(build, key))})
+        return web.json_response({"usage": vars(self._counts.usage(build, key))})
 
     async def _control_usage(self, request: web.Request) -> web.Response:
-        return web.json_response(vars(self._usage_of(request.query["build"], request.query.get("key"))))
-
-    def _usage_of(self, build: str, key: str | None) -> Usage:
-        accounts = self._counts.build(build)
-        if not key:
-            return accounts.usage
-        return accounts.accounts[key].usage if key in accounts.accounts else Usage()
+        return web.json_response(vars(self._counts.usage(request.query["build"], request.query.get("key"))))
 
     async def _control_status(self, request: web.Request) -> web.Response:
         if self._looked and not self._looked.done():

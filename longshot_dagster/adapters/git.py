@@ -86,15 +86,25 @@ class Git:
         self.directory = directory
         self.network = network
         self.trees: dict[str, str] = {}  # commit -> its tree, of those that have been looked at
+        self.sizes: dict[str, int] = {}  # object -> bytes; `object_store` keeps these five, none of which can change
+        self.compared: dict[tuple[str, str], bytes] = {}  # two trees -> what differs
+        self.contents: dict[str, bytes] = {}  # blob -> what it holds
+        self.parents: dict[str, tuple[str, ...]] = {}  # commit -> its parents
         self._dialogues: dict[tuple[str, ...], Dialogue] = {}
 
-    def dialogue(self, *args: str) -> Dialogue:
-        """`git ARGS`, a command that answers on stdout what it is asked on stdin, kept for more questions."""
+    def dialogue(self, *args: str, through: tuple[str, ...] = ()) -> Dialogue:
+        """`git ARGS`, a command that answers on stdout what it is asked on stdin, kept for more questions.
+
+        `through` is a command that runs the one it is given, as its own process.
+        """
+
+        if (kept := self._dialogues.get((*through, *args))) is not None:
+            return kept
 
         def start(errors: IO[bytes]) -> "subprocess.Popen[bytes]":
-            return self._start(args, subprocess.PIPE, subprocess.PIPE, errors)
+            return self._start(args, subprocess.PIPE, subprocess.PIPE, errors, through=through)
 
-        return self._dialogues.setdefault(args, Dialogue(start))
+        return self._dialogues.setdefault((*through, *args), Dialogue(start))
 
     def run(
         self,
@@ -136,10 +146,11 @@ class Git:
         stdout: IO[bytes] | int,
         errors: IO[bytes],
         env: Mapping[str, str] | None = None,
+        through: tuple[str, ...] = (),
     ) -> "subprocess.Popen[bytes]":
         try:
             return subprocess.Popen(
-                [*self._command(), *args],
+                [*through, *self._command(), *args],
                 stdin=stdin,
                 stdout=stdout,
                 stderr=errors,

@@ -16,6 +16,8 @@ from longshot_dagster.core.errors import RepositoryError
 IDLE_S = 30.0  # a process nobody has asked for so long is ended; the next question starts another
 MAX_QUESTIONS = 5_000  # git remembers every object it has looked at
 
+Ending = Callable[[bytearray], int]  # given all that was said so far: where the answer ends in it; below 0: not yet
+
 _CHUNK = 1 << 16
 _GRACE_S = 5.0
 
@@ -36,11 +38,11 @@ class Dialogue:
         self._lock = threading.Lock()
         self._talk: _Talk | None = None
 
-    def ask(self, question: bytes, end: bytes, *, keep: int, timeout_s: float) -> bytes | None:
+    def ask(self, question: bytes, end: bytes | Callable[[], Ending], *, keep: int, timeout_s: float) -> bytes | None:
         """What it says before `end`; None for more than `keep` bytes. The question may be put twice, to two processes.
 
-        `question` must fit into a pipe, 4 KB; `end` must be nothing that a repository can make it say.
-        Raises RepositoryError with git's last words, or at the timeout.
+        `question` must fit into a pipe, 4 KB; `end` must be nothing that a repository can make it say, or else give
+        for each answer what finds its end. Raises RepositoryError with git's last words, or at the timeout.
         """
         with self._lock:
             try:
@@ -63,7 +65,7 @@ class Dialogue:
         finally:
             self._lock.release()
 
-    def _asked(self, question: bytes, end: bytes, keep: int, timeout_s: float) -> bytes | None:
+    def _asked(self, question: bytes, end: bytes | Callable[[], Ending], keep: int, timeout_s: float) -> bytes | None:
         talk = self._talk
         if talk is None or talk.owner != os.getpid() or talk.questions >= MAX_QUESTIONS:
             self._close()
@@ -71,7 +73,7 @@ class Dialogue:
             _watch(self)
         said = None
         try:
-            said = talk.ask(question, end, keep, timeout_s)
+            said = talk.ask(question, _Mark(end) if isinstance(end, bytes) else end(), keep, timeout_s)
         finally:
             if said is None:  # cut short: whatever it says next is no answer to anything
                 self._close()
@@ -81,6 +83,19 @@ class Dialogue:
         if self._talk is not None:
             self._talk.end()
             self._talk = None
+
+
+class _Mark:
+    """The ending that is a mark; what has been searched is not searched again."""
+
+    def __init__(self, mark: bytes) -> None:
+        self.mark = mark
+        self._from = 0
+
+    def __call__(self, said: bytearray) -> int:
+        found = said.find(self.mark, self._from)
+        self._from = max(0, len(said) - len(self.mark))
+        return found
 
 
 class _Talk:
@@ -98,7 +113,7 @@ class _Talk:
             raise
         self.end = weakref.finalize(self, _end, self._process, self._errors, self.owner)
 
-    def ask(self, question: bytes, end: bytes, keep: int, timeout_s: float) -> bytes | None:
+    def ask(self, question: bytes, ending: Ending, keep: int, timeout_s: float) -> bytes | None:
         """As Dialogue.ask; raises _Ended when the process is gone."""
         assert self._process.stdin is not None and self._process.stdout is not None
         self.questions += 1
@@ -109,11 +124,10 @@ class _Talk:
             raise _Ended(self._complaint()) from e
         said = bytearray()
         for chunk in self._chunks(self._process.stdout.fileno(), timeout_s):
-            searched = max(0, len(said) - len(end))
             said += chunk
-            if (found := said.find(end, searched)) >= 0:
-                return bytes(said[:found])
-            if len(said) > keep + len(end):
+            if (found := ending(said)) >= 0:
+                return None if found > keep else bytes(said[:found])
+            if len(said) > keep + _CHUNK:
                 return None
         raise _Ended(self._complaint())
 

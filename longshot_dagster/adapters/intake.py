@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -61,6 +62,9 @@ def _surroundings(git: Git, quarantine: Path) -> dict[str, str]:
     }
 
 
+_NO_ROOM = re.compile(r": (No space left on device|Disk quota exceeded|Read-only file system)(;|$)")
+
+
 def _unpack(git: Git, quarantine: Path, bundle: Bundle) -> None:
     """Every object is checked strictly, and that what it names is here, before the first of them exists for git."""
     if not bundle.objects:
@@ -78,6 +82,8 @@ def _unpack(git: Git, quarantine: Path, bundle: Bundle) -> None:
             timeout_s=180,
         )
     except RepositoryError as e:
+        if _NO_ROOM.search(str(e)):
+            raise  # says nothing about the bundle, which is taken in once there is room
         raise HostileBundle(f"the bundle was refused: {e}") from e
 
 

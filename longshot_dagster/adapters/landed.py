@@ -11,7 +11,7 @@ from longshot_dagster.core.settings import MergeStrategy
 
 Landed = dict[tuple[str, str], tuple[str, ...]]  # (task, source) -> its commits, oldest first
 
-_TRAILERS = "%x00".join(
+TRAILERS = "%x00".join(
     f"%(trailers:key={key},valueonly,separator=%x2C)" for key in (BUILD_TRAILER, TASK_TRAILER, SOURCE_TRAILER)
 )
 
@@ -66,7 +66,7 @@ class LandedHistory:
     def _read(self, head: str, known: str | None) -> Landed | None:
         """What the first parents of `head` say that are not in the history of `known`; None when it is not one of them."""
         span = [head, f"^{self.request.base}", *([f"^{known}"] if known else [])]
-        options = ("-z", "--first-parent", "--reverse", "--boundary", f"--format=%m%H%x01{_TRAILERS}")
+        options = ("-z", "--first-parent", "--reverse", "--boundary", f"--format=%m%H%x01{TRAILERS}")
         listed = self.git.run("log", *options, *span, ok=(0, 128) if known else (0,))
         found: Landed = {}
         continues = known is None

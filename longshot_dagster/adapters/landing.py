@@ -6,16 +6,22 @@ checkpoint, pushes both as one, and then writes what became of each task. A wait
 lander dies between push and ledger, the trailers on the landing branch tell the next one.
 """
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
+from longshot_dagster.adapters.approved_parts import ApprovedParts
+from longshot_dagster.adapters.batch import Entry
 from longshot_dagster.adapters.checkpoint import Checkpoint, Form, checkpoint_ref
 from longshot_dagster.adapters.documents import locked, rendered
 from longshot_dagster.adapters.intake import work_ref
 from longshot_dagster.adapters.landed import LandedHistory, landed_ref
-from longshot_dagster.adapters.landing_round import Batch, Entry, Round
+from longshot_dagster.adapters.landing_round import Batch, Round
 from longshot_dagster.adapters.ledger import BuildLedger
+from longshot_dagster.adapters.lock_files import LockFiles
 from longshot_dagster.adapters.mirror import Mirror, Remote, Update
 from longshot_dagster.adapters.orchestrator import DOCUMENT, Seat
+from longshot_dagster.adapters.second_look import worth_another_look
 from longshot_dagster.adapters.standings import Standings
 from longshot_dagster.adapters.unlanded import unlanded, work_updates
 from longshot_dagster.core.clock import Clock
@@ -25,6 +31,7 @@ from longshot_dagster.core.models import (
     BuildRequest,
     Task,
 )
+from longshot_dagster.core.protected import waiting_paths
 from longshot_dagster.core.settings import Checkpoint as CheckpointSetting
 
 MAX_ROUNDS = 10
@@ -34,10 +41,17 @@ class LandingQueue:
     """Lands one build's tasks. Any number of threads and processes may hold one; they meet in the ledger and the mirror.
 
     `gather_s`: batches of this queue begin at least so many seconds apart; the first of a quiet time never waits.
+    `locks` makes lock files anew; without it they stay as they are.
     """
 
     def __init__(
-        self, ledger: BuildLedger, request: BuildRequest, mirror: Mirror, clock: Clock, gather_s: float = 0.0
+        self,
+        ledger: BuildLedger,
+        request: BuildRequest,
+        mirror: Mirror,
+        clock: Clock,
+        gather_s: float = 0.0,
+        locks: LockFiles | None = None,
     ) -> None:
         self.gather_s = gather_s
         self._began: float | None = None  # the last batch of this queue, monotonic
@@ -48,7 +62,8 @@ class LandingQueue:
         self._seat = Seat(mirror, request.build)
         self._history = LandedHistory(mirror.git, request)
         self._standings = Standings(ledger)
-        self._round = Round(self._standings, request, mirror, clock)
+        self._approved = ApprovedParts(ledger, request, mirror, clock)
+        self._round = Round(self._standings, request, mirror, clock, locks)
 
     def land(self, task: Task) -> LandingOutcome:
         """Land `task`'s branch, or say why not; a task that is settled already is returned as it is.
@@ -67,15 +82,45 @@ class LandingQueue:
             return self._settle(task.id)
 
     def drain(self) -> list[LandingOutcome]:
-        """Land everything that has a handoff and is not settled; returns the outcomes of all worked tasks with one."""
+        """Land everything that has a handoff and is not settled, and what a person has approved of what is.
+
+        Returns the outcomes of all worked tasks with one.
+        """
         worked = self._standings.handed_in()
+        approved = self._approved.ready()
+        self._take_up(approved)
         waiting = [t for t in worked if not self._enqueue(t).settled]
         if waiting:
             with locked(self.mirror.landing_lock):
                 for task in waiting:
                     self._settle(task.id)
+        self._land_beside(approved)
         found = (self.ledger.landing(t.id) for t in worked)
         return [outcome for outcome in found if outcome is not None]
+
+    def look_again(self, *tasks: str) -> list[LandingOutcome | None]:
+        """Merge tasks in conflict once more where that may help (`worth_another_look`); their outcomes now.
+
+        Raises RepositoryError and LostRace as `land` does; then they are in conflict as before.
+        """
+        keeper, git = self._keeper(), self.mirror.git
+
+        def merged(remote: Remote) -> Batch:
+            self._standings.to_land()  # what the others have become is known from here on
+            known, entries = self._standings.tasks(), []
+            for task in tasks:
+                handoff, outcome = self.ledger.handoff(task), self.ledger.landing(task)
+                if task in known and handoff and worth_another_look(git, self.request, outcome, remote.head):
+                    entries.append(Entry(known[task], handoff, self.ledger.run(task)))
+            if not entries:
+                return Batch(remote, remote.head)
+            return self._round.merged(entries, remote, keeper.form(), self._history.at(remote))
+
+        outcomes = [self.ledger.landing(task) for task in tasks]
+        if not any(o is not None and o.state is LandingState.CONFLICT for o in outcomes):
+            return outcomes
+        self.publish(merged)
+        return [self.ledger.landing(task) for task in tasks]
 
     def publish(self, made: Callable[[Remote], Batch]) -> Batch:
         """Push what `made` puts on the landing branch as it is now, and write its outcomes; made anew after a lost race.
@@ -113,11 +158,31 @@ class LandingQueue:
             refused = self.mirror.push(updates) if updates else None
             if refused is None:
                 self._note_beat(updates, held)
-                return None
+                left_out = self.mirror.left_out
+                return f"what has not landed is only here: {left_out}" if left_out else None
             weaker = keeper.form().weaker
             if weaker is not None and self._read_remote() == remote:
                 keeper.remember(weaker)
         return refused
+
+    # --- what was approved, and could not be pushed then ---------------------------------------------------------------
+
+    def _take_up(self, tasks: Sequence[Task]) -> None:
+        """Those that were withheld whole are queued like any other."""
+        with self.ledger.lock("landing"):
+            for task in tasks:
+                outcome = self.ledger.landing(task.id)
+                if outcome is not None and outcome.state is LandingState.WITHHELD:
+                    self.ledger.save_landing(outcome.moved(LandingState.QUEUED, self.clock.now()))
+                    self._standings.queued(task.id)
+
+    def _land_beside(self, tasks: Sequence[Task]) -> None:
+        """Of those that have landed, what was approved since. A target that refuses it takes the rest all the same."""
+        for task in tasks:
+            outcome = self.ledger.landing(task.id)
+            if outcome is not None and outcome.state is LandingState.LANDED and waiting_paths(outcome):
+                with contextlib.suppress(RepositoryError, WrongUse):
+                    self.publish(partial(self._approved.added, task))
 
     # --- the queue ---------------------------------------------------------------------------------------------------
 
@@ -157,23 +222,49 @@ class LandingQueue:
         raise LedgerError(f"task {task} was queued to land, but its documents are not in the ledger")
 
     def _land_queued(self) -> dict[str, RepositoryError]:
-        """Rounds of read, merge, push until the target has taken a batch; returns what kept single tasks queued."""
+        """Rounds of read, merge, push until everything queued now has landed; returns what kept single tasks queued.
+
+        Each race that is lost halves the next batch: it is merged in half the time, and even where somebody pushes
+        without pause the queue gets on.
+        """
         keeper = self._keeper()
-        for _ in range(MAX_ROUNDS):
-            entries = self._queued()
-            if not entries:
-                return {}
+        errors: dict[str, RepositoryError] = {}
+        lost = 0
+        while lost < MAX_ROUNDS:
+            entries = [e for e in self._queued() if e.task.id not in errors]
+            share = entries[: max(1, len(entries) >> lost)]
+            if not share:
+                return errors
             self._began = self.clock.monotonic()
             remote = self._read_remote()
-            batch = self._round.merged(entries, remote, keeper.form(), self._history.at(remote))
-            if self._published(batch, keeper):
-                self._write(batch)
-                self._history.pushed(batch.remote.head, batch.head, batch.outcomes.values())
-                return batch.errors
+            self._expect_branch(remote)
+            batch = self._round.merged(share, remote, keeper.form(), self._history.at(remote))
+            if not self._published(batch, keeper):
+                lost += 1
+                continue
+            self._write(batch)
+            self._history.pushed(batch.remote.head, batch.head, batch.outcomes.values())
+            errors |= batch.errors
+            if len(share) == len(entries):
+                return errors
+            lost = max(0, lost - 1)
         raise LostRace(
             f"{self.mirror.target.branch} of {self.mirror.target.repository} moved {MAX_ROUNDS} times while landing; "
             "the tasks stay queued"
         )
+
+    def _expect_branch(self, remote: Remote) -> None:
+        """Raises RepositoryError when the landing branch is gone and had held what landed: begun anew, it would lack that."""
+        target = self.mirror.target
+        if f"refs/heads/{target.branch}" in remote.refs:
+            return
+        landed = [o for o in self._standings.outcomes().values() if o.state is LandingState.LANDED and o.commits]
+        if landed:
+            newest = max(landed, key=lambda o: o.history[-1][1] if o.history else 0.0).commits[-1]
+            raise RepositoryError(
+                f"{target.branch} is gone from {target.repository}, and with it what {len(landed)} tasks had landed: "
+                f"push commit {newest} there again as {target.branch}, then longshot resume {self.request.build}"
+            )
 
     def _queued(self) -> list[Entry]:
         """Everything of the build that waits to land, by priority and then id."""
@@ -202,7 +293,8 @@ class LandingQueue:
         updates += beside
         refused = self.mirror.push(updates)
         if refused is None:
-            self._note_beat(beside)
+            if not self.mirror.left_out:  # else the next checkpoint, which is due at once, says why
+                self._note_beat(beside)
             return True
         if self._read_remote() != batch.remote:
             return False

@@ -7,30 +7,31 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from longshot_dagster.adapters.batch import Entry, in_order
 from longshot_dagster.adapters.branch import Branch
 from longshot_dagster.adapters.checkpoint import Form
+from longshot_dagster.adapters.found_landed import found_landed
+from longshot_dagster.adapters.guarding import objection
+from longshot_dagster.adapters.intake import work_ref
+from longshot_dagster.adapters.ladder import Ladder, resolved, rungs_of
 from longshot_dagster.adapters.landed import Landed
-from longshot_dagster.adapters.merger import Conflicted, Merged, Merger, Names, Unchanged
+from longshot_dagster.adapters.landing_rules import LandingRules
+from longshot_dagster.adapters.lock_files import LockFiles
+from longshot_dagster.adapters.merger import Conflicted, Merger, Names, Unchanged
 from longshot_dagster.adapters.mirror import Mirror, Remote
 from longshot_dagster.adapters.neighbours import Neighbours
 from longshot_dagster.adapters.standings import Standings
 from longshot_dagster.core import landing as policy
 from longshot_dagster.core.clock import Clock
 from longshot_dagster.core.errors import RepositoryError
-from longshot_dagster.core.landing_records import LandingOutcome, LandingState
+from longshot_dagster.core.ids import task_partition
+from longshot_dagster.core.landing_records import LANDING_TRANSITIONS, LandingOutcome, LandingState
 from longshot_dagster.core.models import BuildRequest, Handoff, Task, WorkerRun
+from longshot_dagster.core.protected import waiting
+from longshot_dagster.core.scope import covers
 from longshot_dagster.core.settings import MergeStrategy
 
 MAX_PATHS = 5_000  # withheld paths named in an outcome
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One queued task with everything its landing depends on."""
-
-    task: Task
-    handoff: Handoff
-    run: WorkerRun | None
 
 
 @dataclass
@@ -44,31 +45,44 @@ class Batch:
     errors: dict[str, RepositoryError] = field(default_factory=dict)
     beyond: policy.Ownership | None = None  # what other builds own; read when a branch strays
     documents: dict[str, BaseModel] = field(default_factory=dict)  # further ones that the checkpoint is to hold
+    branches: dict[str, Branch] = field(default_factory=dict)  # by task, as far as they have been read
 
 
 class Round:
     """Merges what one build has queued. Used under the mirror's lock."""
 
-    def __init__(self, standings: Standings, request: BuildRequest, mirror: Mirror, clock: Clock) -> None:
+    def __init__(
+        self,
+        standings: Standings,
+        request: BuildRequest,
+        mirror: Mirror,
+        clock: Clock,
+        locks: LockFiles | None = None,
+    ) -> None:
+        self.locks = locks
         self.standings = standings
         self.ledger = standings.ledger
         self.request = request
         self.mirror = mirror
         self.clock = clock
         self._neighbours = Neighbours(self.ledger, request)
+        self.rules = LandingRules(self.ledger, request, mirror.git)
 
     def merged(self, entries: Sequence[Entry], remote: Remote, form: Form, there: Landed) -> Batch:
-        """Merge them in this order onto the target's head. `there`: what of the build is on the branch already."""
-        batch = Batch(remote, remote.head)
+        """Merge them onto the target's head, the order is ours. `there`: what of the build is said to be there already."""
+        ordered = in_order(entries, self.mirror)
+        batch = Batch(remote, remote.head, branches=ordered.branches)
         known = ChainMap(batch.outcomes, self.standings.outcomes())
         merger = Merger(self.mirror.git, self.clock.now())
-        for entry in entries:
+        for entry in ordered.entries:
             try:
-                outcome = self._recovered(entry, there, merger) or self._attempt(entry, batch, merger, known, form)
+                found = self._recovered(entry, there, batch, merger, known)
+                outcome = found or self._attempt(entry, batch, merger, known, form)
             except RepositoryError as e:
                 batch.errors[entry.task.id] = e  # its own caller is told; the others land
                 continue
             batch.outcomes[entry.task.id] = outcome
+        self._make_lock_files(batch)
         self._supersede(batch, known)
         return batch
 
@@ -81,38 +95,58 @@ class Round:
             return self._ended(task, LandingState.WITHHELD, refusal.text, concerns=(refusal,))
         if run is None or run.head is None or run.head == run.base:
             return self._ended(task, LandingState.NOOP, "nothing was committed")
-        if not self.mirror.has(run.head) or not self.mirror.has(run.base):
+        if not self._is_here(task, run, batch.remote):
             return self._ended(task, LandingState.WITHHELD, "its commits are not in the mirror; run the task again")
-        branch = Branch(merger.git, run.base, run.head)
+        branch = batch.branches.get(task.id) or Branch(merger.git, run.base, run.head)
         if not branch.changes:
             return self._ended(task, LandingState.NOOP, "its commits change nothing", source=run.head)
-        parts = policy.split(branch.changes, task, self._owners(entry.task, branch, batch, landings))
+        rules = self.rules.of(task.id, branch)
+        parts = policy.split(branch.changes, task, self._owners(entry.task, branch, batch, landings), rules)
         facts: dict[str, Any] = {"source": run.head, "onto": batch.head, "concerns": parts.concerns}
         facts["withheld_paths"] = _shown(parts.withheld)[:MAX_PATHS]
+        facts["approved"] = self.rules.approval(task.id) if rules.approved else None
+        waits = waiting(self.request.build, task.id, parts.concerns)
         if not parts.kept:
-            return self._ended(task, LandingState.WITHHELD, "nothing of it is in scope", **facts)
+            return self._ended(task, LandingState.WITHHELD, waits or "nothing of it is in scope", **facts)
         wanted = self.request.settings.merge_strategy
         names = Names(self.request.build, task.id, branch.tip, _text(task, entry.handoff))
         merged, squashed = merger.by_strategy(wanted, batch.head, branch, parts, names, form is Form.REFS)
         facts["concerns"] = (*parts.concerns, *squashed)
+        if isinstance(merged, Conflicted):
+            ladder = Ladder(merger.git, rungs_of(self.request.settings))
+            found = resolved(ladder, merger, merged, batch.head, branch, names, wanted)
+            if found is None:
+                return self._conflict(task, merged, landings, facts)
+            merged, facts["resolutions"], said = found
+            facts["concerns"] = (*parts.concerns, *said)
         if isinstance(merged, Unchanged):
             return self._ended(task, LandingState.NOOP, f"{self.mirror.target.branch} already holds it", **facts)
-        if isinstance(merged, Conflicted):
-            return self._conflict(task, merged, landings, facts)
-        if strayed := self._guarded(merged, batch.head, branch, parts, merger):
-            text = f"landing it would also change {', '.join(_shown(strayed)[:5])}, which its branch never touched"
-            return self._ended(task, LandingState.WITHHELD, text, **facts)
+        if wrong := objection(merger, branch, parts.kept, batch.head, merged.commits[-1], rules.approved):
+            facts["concerns"] = (*facts["concerns"], wrong)
+            return self._ended(task, LandingState.WITHHELD, wrong.text, **facts | {"approved": None, "resolutions": ()})
         batch.head = merged.commits[-1]
         if merged.strategy is MergeStrategy.FAST_FORWARD:
             batch.forwarded[task.id] = branch.tip
         return self._ended(
             task,
             LandingState.LANDED,
+            waits,
             strategy=merged.strategy.value,
             commits=merged.commits,
             landed_paths=_shown(merged.paths),
+            conflicts=(),  # of an earlier attempt
+            conflict_with=(),
             **facts,
         )
+
+    def _make_lock_files(self, batch: Batch) -> None:
+        """Put them on top of what has landed in this batch: main and its lock files change in one push."""
+        if self.locks is None or batch.head == batch.remote.head:
+            return
+        made = self.locks.made_anew(self.mirror.git, batch.head, batch.outcomes, self.clock.now())
+        if made is not None:
+            batch.head = made.head
+            batch.outcomes.update(made.outcomes)
 
     def _owners(
         self, task: Task, branch: Branch, batch: Batch, landings: Mapping[str, LandingOutcome]
@@ -122,13 +156,11 @@ class Round:
             return policy.Ownership({}, {})  # nobody else is asked about
         ours = policy.ownership(task, self.standings.all_tasks(), landings)
         batch.beyond = batch.beyond or self._neighbours.holdings()
-        return ours.beside(batch.beyond)
-
-    def _guarded(
-        self, merged: Merged, onto: str, branch: Branch, parts: policy.Split, merger: Merger
-    ) -> tuple[str, ...]:
-        strayed = policy.guard(merged.paths, parts.kept, {})
-        return policy.guard(strayed, parts.kept, merger.renamed(branch.base, onto)) if strayed else ()
+        owners = ours.beside(batch.beyond)
+        free = [c.path for c in branch.changes if not covers(task.scope, c.path) and owners.owner(c.path) is None]
+        taken = self._neighbours.taken_since(self.mirror.git, branch.base, batch.head, free, landings)
+        mine = {task_partition(self.request.build, name) for name in (task.id, *task.replaces)}
+        return owners.beside(policy.Ownership({}, {p: by for p, by in taken.items() if by not in mine}))
 
     def _conflict(
         self, task: Task, merged: Conflicted, landings: Mapping[str, LandingOutcome], facts: Mapping[str, Any]
@@ -145,6 +177,8 @@ class Round:
 
     def _ended(self, task: Task, state: LandingState, reason: str = "", **facts: Any) -> LandingOutcome:
         queued = self.ledger.landing(task.id) or LandingOutcome(task=task.id, state=LandingState.QUEUED)
+        if LandingState.QUEUED in LANDING_TRANSITIONS[queued.state]:  # a conflict that is looked at again
+            queued = queued.moved(LandingState.QUEUED, self.clock.now())
         return queued.moved(state, self.clock.now(), reason=reason, **facts)
 
     def _supersede(self, batch: Batch, landings: Mapping[str, LandingOutcome]) -> None:
@@ -165,22 +199,44 @@ class Round:
                 elif outcome.state in policy.SUPERSEDABLE:
                     batch.outcomes[name] = outcome.moved(LandingState.SUPERSEDED, at, superseded_by=task.id)
 
-    def _recovered(self, entry: Entry, there: Landed, merger: Merger) -> LandingOutcome | None:
-        """The outcome of a task that was pushed by a lander who died before writing it down."""
-        source = entry.run.head if entry.run else None
-        commits = there.get((entry.task.id, source or ""))
-        if commits is None or entry.run is None:
+    def _is_here(self, task: Task, run: WorkerRun, remote: Remote) -> bool:
+        """Are a branch's commits in the mirror? What only the target still keeps of unlanded work is fetched back."""
+        ref = work_ref(self.request.build, task.id)
+        if run.head and not self.mirror.has(run.head) and remote.refs.get(ref) == run.head:
+            self.mirror.obtain(ref, run.head)
+        return bool(run.head) and self.mirror.has(str(run.head)) and self.mirror.has(run.base)
+
+    def _recovered(
+        self, entry: Entry, there: Landed, batch: Batch, merger: Merger, landings: Mapping[str, LandingOutcome]
+    ) -> LandingOutcome | None:
+        """The outcome of a task that was pushed by a lander who died before writing it down.
+
+        Trailers only say where to look. Where the branch itself is gone there is nothing to hold them against, and they
+        count: the task would land twice otherwise.
+        """
+        task, run = entry.task, entry.run
+        source = run.head if run else None
+        commits = there.get((task.id, source or ""))
+        if commits is None or run is None or source is None:
             return None
-        before = entry.run.base if commits == (source,) else f"{commits[0]}^"
-        return self._ended(
-            entry.task,
-            LandingState.LANDED,
-            "found on the landing branch",
-            source=source,
-            commits=commits,
-            strategy=self.request.settings.merge_strategy.value,
-            landed_paths=_shown(merger.changed(before, commits[-1])),
-        )
+        facts: dict[str, Any] = {"source": source}
+        if self._is_here(task, run, batch.remote):
+            branch = batch.branches.get(task.id) or Branch(merger.git, run.base, source)
+            rules = self.rules.of(task.id, branch)
+            parts = policy.split(branch.changes, task, self._owners(task, branch, batch, landings), rules)
+            found = found_landed(merger, batch.remote.head, commits, branch, parts)
+            if found is None:
+                return None
+            commits, paths = found.commits, found.paths
+            facts |= {"onto": found.onto, "concerns": found.parts.concerns}
+            facts["withheld_paths"] = _shown(found.parts.withheld)[:MAX_PATHS]
+        else:
+            paths = merger.changed(f"{commits[0]}^", commits[-1])
+        wanted = self.request.settings.merge_strategy
+        if commits != (source,) and wanted is MergeStrategy.FAST_FORWARD:
+            wanted = MergeStrategy.SQUASH
+        facts |= {"commits": commits, "strategy": wanted.value, "landed_paths": _shown(paths)}
+        return self._ended(task, LandingState.LANDED, "found on the landing branch", **facts)
 
 
 def _text(task: Task, handoff: Handoff) -> str:

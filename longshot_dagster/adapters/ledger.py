@@ -20,13 +20,13 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, JsonValue, RootModel
-from upath import UPath
 
 from longshot_dagster.adapters.build_view import Folded, fold, iteration_status
 from longshot_dagster.adapters.documents import append_line, parsed, written_at
+from longshot_dagster.adapters.places import place
 from longshot_dagster.adapters.quarantine import MISSING, Mended, numbers_lost, read_notes
 from longshot_dagster.adapters.task_documents import TaskDocuments
 from longshot_dagster.adapters.task_gists import gist_of, gists_of
@@ -52,6 +52,9 @@ from longshot_dagster.core.sealing import opened, sealed
 from longshot_dagster.core.task_gist import TaskGist
 from longshot_dagster.version import __version__
 
+if TYPE_CHECKING:
+    from upath import UPath
+
 REPORT_PAGE = "report.html"
 M = TypeVar("M", bound=BaseModel)
 
@@ -64,7 +67,7 @@ class Ledger:
     """All builds below one root, usually `$LONGSHOT_HOME/builds`."""
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
-        self.root = UPath(root)
+        self.root = place(root)
         self._open: dict[str, BuildLedger] = {}
         self._finished: dict[str, float] = {}  # name -> when its state was written: it may be reopened
 
@@ -102,11 +105,11 @@ class Ledger:
             self._open.pop(name, None)
         return list(self._open.values())
 
-    def _still_finished(self, directory: UPath) -> bool:
+    def _still_finished(self, directory: "UPath") -> bool:
         known = self._finished.get(directory.name)
         return bool(known) and known == written_at(directory / "state.json")
 
-    def _is_build(self, directory: UPath) -> bool:
+    def _is_build(self, directory: "UPath") -> bool:
         return (directory / "request.json").exists() or BuildLedger(directory, directory.name).restore_request()
 
     def builds(self) -> list[str]:
@@ -131,7 +134,7 @@ def _sum_of(noted: dict[str, Any]) -> str:
 class BuildLedger(TaskDocuments):
     """One build's documents. Readers return None for what is not written yet and raise LedgerError for what is broken."""
 
-    def __init__(self, directory: UPath, build: str) -> None:
+    def __init__(self, directory: "UPath", build: str) -> None:
         super().__init__(directory, build)
         self._readable = False
         self._folded: Folded | None = None
@@ -209,7 +212,7 @@ class BuildLedger(TaskDocuments):
     def save_report(self, report: BuildReport) -> None:
         self._write("report.json", report)
 
-    def report_path(self) -> UPath:
+    def report_path(self) -> "UPath":
         """What to open to read the report: its page, or the document itself where no page could be written."""
         page = self._path(REPORT_PAGE)
         return page if page.exists() else self._path("report.json")

@@ -50,12 +50,23 @@ class Leftovers:
             leftover.path.unlink(missing_ok=True)
 
     def _sandboxes(self) -> list[Leftover]:
-        """Those that are over, and of a time when nobody can be making or ending them any more."""
+        """Those that are over, of a time when nobody can be making or ending them any more, and of which nothing is to be
+        kept: what a killed worker of an unfinished build has done is for whoever goes on with that build.
+        """
         return [
             Leftover(f"sandbox {folder.name}", folder, size_of(folder))
             for folder in sorted(self._home.sandboxes.glob("sb-*"))
-            if _is_over(folder)
+            if _is_over(folder) and not self._may_hold_work(folder)
         ]
+
+    def _may_hold_work(self, folder: Path) -> bool:
+        with contextlib.suppress(SandboxGone, LongshotError):
+            tags = LocalSandbox(folder, Unconfined()).meta()["tags"]
+            if "build" in tags and "task" in tags:
+                ledger = Ledger(self._home.builds).build(tags["build"])
+                unfinished = ledger.exists() and ledger.state().phase is not BuildPhase.FINISHED
+                return unfinished and ledger.handoff(tags["task"]) is None
+        return False
 
     def _unstarted(self) -> list[Leftover]:
         """Builds that began to start and have no request."""

@@ -3,11 +3,12 @@
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
-
-from upath import UPath
+from typing import IO, TYPE_CHECKING
 
 from longshot_dagster.core.contract import MAX_TRANSCRIPT_BYTES
+
+if TYPE_CHECKING:
+    from upath import UPath
 
 
 class LiveTranscript:
@@ -26,7 +27,7 @@ class LiveTranscript:
 
 
 @contextlib.contextmanager
-def live_transcript(path: UPath, earlier: bytes = b"") -> Iterator[LiveTranscript]:
+def live_transcript(path: "UPath", earlier: bytes = b"") -> Iterator[LiveTranscript]:
     """Written to `path`, after what `earlier` workers at the same task have said; the file is gone afterwards."""
     if not isinstance(path, Path):  # an object store does not append
         yield LiveTranscript(None)

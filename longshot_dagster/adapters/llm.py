@@ -16,6 +16,7 @@ from longshot_dagster.core.refusals import BUDGET_EXHAUSTED, Kind, advice
 from longshot_dagster.core.settings import Settings
 
 if TYPE_CHECKING:
+    import httpx2
     from pydantic_ai.exceptions import ModelHTTPError
     from pydantic_ai.messages import ModelMessage, ToolReturnPart
     from pydantic_ai.models import Model
@@ -98,16 +99,37 @@ def preload() -> None:
 
     Measured, the first conversation of a process costs 0.4 s of CPU more than its second.
     """
-    from pydantic_ai import Agent
+    import httpx2
+    from pydantic_ai import Agent, TextOutput
     from pydantic_ai.messages import ModelMessagesTypeAdapter
-    from pydantic_ai.models.test import TestModel
+
+    turns = iter(_REHEARSED)
+    answers = httpx2.MockTransport(lambda _: httpx2.Response(200, json=next(turns)))
+
+    def read_file(path: str) -> str:
+        """A tool as planners have them."""
+        return path
+
+    def read(text: str) -> str:
+        return text
 
     async def rehearse() -> None:
-        async with _chat_model("", Settings(llm_model="none"), lambda: False):
-            await Agent(TestModel(call_tools=[])).run("")
+        async with _chat_model("", Settings(llm_model="none"), lambda: False, answers) as model:
+            agent = Agent(model, output_type=TextOutput(read), instructions="Say yes.", tools=[read_file])
+            ModelMessagesTypeAdapter.dump_python((await agent.run("")).all_messages(), mode="json")
 
     ModelMessagesTypeAdapter.rebuild()
     asyncio.run(rehearse())
+
+
+def _answer(**message: object) -> dict[str, object]:
+    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": None, **message}}
+    usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
+    return {"id": "1", "object": "chat.completion", "created": 0, "model": "none", "choices": [choice], "usage": usage}
+
+
+_CALLED = {"id": "1", "type": "function", "function": {"name": "read_file", "arguments": '{"path": "a"}'}}
+_REHEARSED = (_answer(tool_calls=[_CALLED]), _answer(content="yes"))
 
 
 def silent(build: str, settings: Settings, problem: str) -> ModelUnavailable:
@@ -118,7 +140,12 @@ def silent(build: str, settings: Settings, problem: str) -> ModelUnavailable:
 
 
 @contextlib.asynccontextmanager
-async def _chat_model(socket: str, settings: Settings, comes_back: Callable[[], bool]) -> "AsyncIterator[Model]":
+async def _chat_model(
+    socket: str,
+    settings: Settings,
+    comes_back: Callable[[], bool],
+    answers: "httpx2.AsyncBaseTransport | None" = None,  # instead of the socket's
+) -> "AsyncIterator[Model]":
     import httpx2
     from openai import AsyncOpenAI
     from pydantic_ai.exceptions import ModelAPIError, ModelHTTPError
@@ -161,7 +188,7 @@ async def _chat_model(socket: str, settings: Settings, comes_back: Callable[[], 
     )
     timeout = httpx2.Timeout(settings.llm_timeout * _PATIENCE, connect=30)
     # A unix socket needs no TLS: an empty context trusts nobody; the default one reads 73 ms of certificates.
-    transport = httpx2.AsyncHTTPTransport(uds=socket, verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+    transport = answers or httpx2.AsyncHTTPTransport(uds=socket, verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
     async with httpx2.AsyncClient(transport=transport, timeout=timeout) as http:
         client = AsyncOpenAI(base_url="http://gateway/v1", api_key="gateway-adds-it", http_client=http, max_retries=0)
         provider = OpenAIProvider(openai_client=client)

@@ -26,7 +26,7 @@ from longshot_dagster.adapters.documents import parsed, rendered
 from longshot_dagster.adapters.git import Git
 from longshot_dagster.adapters.home import Home
 from longshot_dagster.adapters.mirror import Mirror
-from longshot_dagster.adapters.quarantine import MISSING, Mended, note, set_aside
+from longshot_dagster.adapters.quarantine import BEYOND, MISSING, Mended, note, set_aside
 from longshot_dagster.adapters.task_gists import touch
 from longshot_dagster.core.clock import SystemClock
 from longshot_dagster.core.display import one_line
@@ -103,7 +103,7 @@ class _Mending:
             kept = set_aside(self._directory, name, stays=True)
             self._ledger._write_bytes(name, rendered(found))
         elif self.beyond:
-            became, kept = "nothing holds it any more", ""
+            became, kept = BEYOND, ""
             self.beyond = f"{self._ledger.build}: {name} is damaged ({wrong}) and no checkpoint holds it; {self.beyond}"
             self.afterwards.append(lambda s: s.paused(self.beyond))
         elif self._missing:  # and nothing holds it: as if it had never been

@@ -1,13 +1,14 @@
 """Merges in memory: from a landing branch and a worker's branch to new commits or a described conflict, no work tree."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-from longshot_dagster.adapters.branch import Branch, changed_paths, commit, entry_of, raw_changes
-from longshot_dagster.adapters.git import Git, read_blobs, version
-from longshot_dagster.adapters.object_store import GONE, graft, tree_of
+from longshot_dagster.adapters.branch import Branch, changed_paths, commit
+from longshot_dagster.adapters.git import Git
+from longshot_dagster.adapters.object_store import blob_at, look_up, note_tree, read
+from longshot_dagster.adapters.three_way import merge_report
 from longshot_dagster.core.errors import RepositoryError
-from longshot_dagster.core.landing import Change, Split, commit_message
+from longshot_dagster.core.landing import Split, commit_message
 from longshot_dagster.core.landing_records import Concern, ConcernKind, ConflictFile
 from longshot_dagster.core.models import MAX_LIST, MAX_TEXT
 from longshot_dagster.core.settings import MergeStrategy
@@ -46,8 +47,22 @@ class Unchanged:
 
 
 @dataclass(frozen=True)
+class Stages:
+    """One conflicted path as (mode, blob id): before both, on the landing branch, in the worker's branch."""
+
+    base: tuple[str, str] | None
+    ours: tuple[str, str] | None
+    theirs: tuple[str, str] | None
+
+
+@dataclass(frozen=True)
 class Conflicted:
+    """`tree` is merged but for the paths in `stages`; `kinds` are git's words for all that it complains of."""
+
     files: tuple[ConflictFile, ...]
+    tree: str = ""
+    stages: Mapping[str, Stages] = field(default_factory=dict)
+    kinds: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -167,36 +182,12 @@ class Merger:
         """Three-way merge of what `tip` did since `base` into `onto`."""
         if onto == base:
             return Clean(f"{tip}^{{tree}}")
-        if (side := self._beside(onto, tip, base)) is not None:
-            return Clean(side)
-        ours, options = onto, [f"--merge-base={base}"]
-        if version() < (2, 40):
-            # This git finds the merge base by itself. A stand-in for `onto` whose only parent is `base` leaves it no choice.
-            ours, options = commit(self.git, f"{onto}^{{tree}}", (base,), "stand-in", self.at), []
-        ran = self.git.run(
-            *("-c", "merge.conflictStyle=zdiff3", "merge-tree", "--write-tree", "-z", "--messages"),
-            *options,
-            ours,
-            tip,
-            ok=(0, 1),
-        )
-        if ran.code == 0:
-            return Clean(ran.out.split(b"\0", 1)[0].decode().strip())
-        return Conflicted(self._describe(ran.out.decode("utf-8", "surrogateescape")))
-
-    def _beside(self, onto: str, tip: str, base: str) -> str | None:
-        """The merged tree where the two sides need no merging at all; None where git has to decide.
-
-        Where neither side removes a path git sees no rename, of a file or a folder; where they also touch different
-        paths, none of them a folder of the other side's, its merge is what one side changed put into the other.
-        """
-        theirs = raw_changes(self.git, base, tip)
-        if not _keeps_all(theirs):
-            return None
-        ours = raw_changes(self.git, base, onto)
-        if not _keeps_all(ours) or not _apart({c.path for c in ours}, {c.path for c in theirs}):
-            return None
-        return graft(self.git, tree_of(self.git, onto), map(entry_of, theirs))
+        clean, report = merge_report(self.git, onto, tip, base, self.at)
+        if clean:
+            tree = report.split(b"\0", 1)[0].decode().strip()
+            note_tree(self.git, tree, tree)
+            return Clean(tree)
+        return self._describe(report.decode("utf-8", "surrogateescape"))
 
     def taken_back(self, onto: str, before: str, after: str) -> Clean | Conflicted:
         """Three-way merge of the way from `after` back to `before` into `onto`."""
@@ -215,82 +206,58 @@ class Merger:
         fields = self.git.run("diff-tree", *options, old, new).out.decode("utf-8", "surrogateescape").split("\0")
         return {fields[i + 2]: fields[i + 1] for i in range(0, len(fields) - 2, 3)}
 
-    def _describe(self, report: str) -> tuple[ConflictFile, ...]:
+    def _describe(self, report: str) -> Conflicted:
         """Parse `merge-tree -z`: tree, `mode oid stage<TAB>path` records, an empty field, then messages with paths."""
         fields = iter(report.split("\0"))
         tree = next(fields)
-        stages: dict[str, dict[int, str]] = {}
+        stages: dict[str, dict[int, tuple[str, str]]] = {}
         for record in fields:
             if not record:
                 break
             meta, _, path = record.partition("\t")
-            _, oid, stage = meta.split(" ")
-            stages.setdefault(path, {})[int(stage)] = oid
-        kinds = _kinds(list(fields))
+            mode, oid, stage = meta.split(" ")
+            stages.setdefault(path, {})[int(stage)] = (mode, oid)
+        said = _kinds(list(fields))
+        kinds = dict(reversed(said))  # the first of each path
         if not stages and not kinds:
             raise RepositoryError("git merge-tree reported a conflict without naming a file")
         paths = list(stages or dict.fromkeys(kinds))[:MAX_LIST]
-        wanted = [stages.get(p, {}).get(s, "") for p in paths for s in (2, 3)] + [f"{tree}:{p}" for p in paths]
-        texts = self._texts(wanted)
-        merged = texts[2 * len(paths) :]
-        return tuple(
-            ConflictFile(
-                path=_shown(path),
-                kind=kinds.get(path, "contents"),
-                ours=_whole(texts[2 * i]),
-                theirs=_whole(texts[2 * i + 1]),
-                merged=_conflicts_only(merged[i]),
+        files = []
+        for path in paths:
+            base, ours, theirs = (stages.get(path, {}).get(n, ("", ""))[1] for n in (1, 2, 3))
+            merged = blob_at(self.git, tree, path.encode("utf-8", "surrogateescape"))
+            files.append(
+                ConflictFile(
+                    path=_shown(path),
+                    kind=kinds.get(path, "contents"),
+                    base=_whole(self._text(base)),
+                    ours=_whole(self._text(ours)),
+                    theirs=_whole(self._text(theirs)),
+                    merged=_conflicts_only(self._text(merged)),
+                )
             )
-            for i, path in enumerate(paths)
-        )
+        by_path = {path: Stages(*(found.get(n) for n in (1, 2, 3))) for path, found in stages.items()}
+        return Conflicted(tuple(files), tree, by_path, frozenset(word for _, word in said))
 
-    def _texts(self, names: list[str]) -> list[str | None]:
-        """The named blobs as text; None for what is absent, large or binary. `names` may hold "" for absent."""
-        asked = [n for n in names if n]
-        given = "\0".join(asked).encode("utf-8", "surrogateescape")
-        sizes = self.git.run(
-            "cat-file", "--batch-check=%(objecttype) %(objectsize) %(objectname)", "-z", stdin=given
-        ).out
-        small: dict[str, str] = {}
-        for name, line in zip(asked, sizes.decode("utf-8", "replace").splitlines(), strict=False):
-            kind, _, rest = line.partition(" ")
-            size, _, oid = rest.partition(" ")
-            if kind == "blob" and int(size) <= _BLOB_CAP:
-                small[name] = oid
-        blobs = read_blobs(self.git, small.values())
-        found = (blobs.get(small.get(name, "")) for name in names)
-        return [None if data is None or b"\0" in data else data.decode("utf-8", "replace") for data in found]
+    def _text(self, oid: str | None) -> str | None:
+        """A blob as text; None for what is absent, large or binary."""
+        found = look_up(self.git, oid) if oid else None
+        if oid is None or found is None or found.kind != "blob" or found.size > _BLOB_CAP:
+            return None
+        data = read(self.git, oid, "blob")
+        return None if b"\0" in data else data.decode("utf-8", "replace")
 
 
-def _keeps_all(changes: Iterable[Change]) -> bool:
-    """Are they additions and changes of files only?"""
-    return all(c.mode not in (GONE, "160000") for c in changes)
-
-
-def _apart(ours: set[str], theirs: set[str]) -> bool:
-    """Do the two share no path, and is none of one a folder of the other?"""
-    return ours.isdisjoint(theirs) and ours.isdisjoint(_folders(theirs)) and theirs.isdisjoint(_folders(ours))
-
-
-def _folders(paths: Iterable[str]) -> set[str]:
-    found: set[str] = set()
-    for path in paths:
-        while (path := path.rpartition("/")[0]) and path not in found:
-            found.add(path)
-    return found
-
-
-def _kinds(fields: list[str]) -> dict[str, str]:
-    """path -> git's word for its conflict, of messages `<count> paths... type text`."""
-    kinds: dict[str, str] = {}
+def _kinds(fields: list[str]) -> list[tuple[str, str]]:
+    """(path, git's word for its conflict), of messages `<count> paths... type text`; a path may have several."""
+    kinds: list[tuple[str, str]] = []
     position = 0
     while position < len(fields) and fields[position].strip().isdigit():
         count = int(fields[position])
         paths, kind = fields[position + 1 : position + 1 + count], fields[position + 1 + count : position + 2 + count]
         if kind and kind[0].startswith("CONFLICT"):
             word = kind[0].removeprefix("CONFLICT").strip(" ()")
-            for path in paths:
-                kinds.setdefault(path, word)
+            kinds += [(path, word) for path in paths]
         position += count + 3
     return kinds
 

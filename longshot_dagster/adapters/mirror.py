@@ -15,6 +15,7 @@ from longshot_dagster.adapters.home import Home
 from longshot_dagster.adapters.intake import work_ref
 from longshot_dagster.adapters.object_store import compare_in_full, look_up
 from longshot_dagster.adapters.repository_reader import RepositoryReader
+from longshot_dagster.adapters.stale_locks import remove_stale_locks
 from longshot_dagster.core.contract import BASE_REF
 from longshot_dagster.core.display import display
 from longshot_dagster.core.errors import RepositoryError
@@ -25,6 +26,8 @@ PACK_EVERY = 4  # bundles
 _BUNDLE_AGE_S = 3600
 _MAX_FILES = 5_000
 _NOTHING = "0" * 40
+_NEAR = ("-c", "pack.window=0", "-c", "pack.threads=1")
+_NOT_AT_ONCE = "does not support --atomic"
 _MAX_TOLD = 8 << 20  # bytes of one diff that are taken through a dialogue
 
 
@@ -76,6 +79,8 @@ class Mirror:
         self._reader = RepositoryReader(self.path)
         self._present: set[str] = set()
         self._made = False
+        self._at_once = True  # does the target move several refs at once?
+        self.left_out = ""  # of the newest push: why something beside its first ref is not on the target
 
     @property
     def git(self) -> Git:
@@ -134,7 +139,13 @@ class Mirror:
                 return
             options = ("--quiet", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules", "--no-auto-gc")
             kept = "refs/longshot/fetched/" + ref.removeprefix("refs/")
-            self._network.run("fetch", *options, "--", self.target.url, f"+{ref}:{kept}")
+            command = ("fetch", *options, "--", self.target.url, f"+{ref}:{kept}")
+            try:
+                self._network.run(*command)
+            except RepositoryError:
+                if not remove_stale_locks(self.path, time.time()):
+                    raise
+                self._network.run(*command)
             if not self.has(oid):
                 raise RepositoryError(f"{self.target.repository}: {ref} moved while it was fetched; try again")
 
@@ -149,12 +160,32 @@ class Mirror:
     def push(self, updates: list[Update]) -> str | None:
         """All of `updates` or none, each only from its expected old value. None when done, else why it was refused.
 
-        Raises RepositoryError when the target could not be asked.
+        A target that cannot move several refs at once is given the first alone, which is what lands, and then the others:
+        `left_out` says why not all of those are there. Raises RepositoryError when the target could not be asked.
         """
+        self.left_out = ""
+        if self._at_once:
+            try:
+                return self._pushed(updates, "--atomic")
+            except RepositoryError as e:
+                if _NOT_AT_ONCE not in str(e):
+                    raise
+                self._at_once = False
+        refused = self._pushed(updates[:1])
+        if refused is None and updates[1:]:
+            try:
+                self.left_out = self._pushed(updates[1:]) or ""
+            except RepositoryError as e:  # what lands has landed
+                self.left_out = str(e)
+        return refused
+
+    def _pushed(self, updates: list[Update], *more: str) -> str | None:
         leases = [f"--force-with-lease={u.ref}:{u.old or ''}" for u in updates]
         specs = [f"{u.new or ''}:{u.ref}" for u in updates]
-        options = ("--porcelain", "--atomic", "--no-verify", "--no-recurse-submodules", "--no-signed")
-        ran = self._network.run("push", *options, *leases, "--", self.target.url, *specs, ok=range(256))
+        options = ("--porcelain", "--no-verify", "--no-recurse-submodules", "--no-signed")
+        # To a place on this machine no byte is worth a search for what is alike: the repository's own gc does it at leisure.
+        near = _NEAR if self.target.url.startswith(("/", "file://")) else ()
+        ran = self._network.run(*near, "push", *options, *more, *leases, "--", self.target.url, *specs, ok=range(256))
         self._looked = None
         if ran.code == 0:
             self._present.update(u.new for u in updates if u.new)
@@ -267,7 +298,10 @@ class Mirror:
         return self._reader.git_read(oid, args)
 
     def _make(self) -> None:
-        if self._made or (self.path / "longshot-target").exists():
+        if self._made:
+            return
+        if (self.path / "longshot-target").exists():
+            remove_stale_locks(self.path, time.time())
             self._made = True
             return
         with locked(self.path.parent / f".{self.path.stem}.lock"):

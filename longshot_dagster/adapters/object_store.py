@@ -1,24 +1,29 @@
 """Objects of a bare repository, looked up, compared and written without a process for each."""
 
+import contextlib
 import hashlib
 import os
 import re
 import secrets
-import tempfile
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
+from longshot_dagster.adapters.documents import new_file
 from longshot_dagster.adapters.git import KEEP_BYTES, LOCAL_TIMEOUT_S, Git
 from longshot_dagster.core.errors import RepositoryError
 
 TREE_MODE = b"40000"
+_SUBMODULE = b"160000"
 GONE = "000000"
 
 _RAW = ("-r", "-z", "--raw", "--no-renames")
 _PATCH = ("-r", "-z", "--raw", "--numstat", "-p", "--no-renames", "--no-ext-diff", "--no-textconv", "--no-color")
-_MOST_TREES = 10_000
+_MOST_TREES = _MOST_SIZES = 10_000
+_KEPT_COMPARISONS, _KEPT_COMPARISON = 200, 20_000  # and bytes of one
+_KEPT_CONTENTS, _KEPT_CONTENT = 200, 20_000
+_LOOSE_BYTES, _UNPACKED_BYTES = 1 << 20, 8 << 20  # larger ones are left to git
+_ID = re.compile(r"[0-9a-f]{40}")
 _NAME = re.compile(r"[0-9a-zA-Z^{}~/._-]{1,1000}")
 
 
@@ -49,8 +54,40 @@ def look_up(git: Git, name: str) -> Found | None:
     return Found(kind[0], kind[1], int(kind[2])) if len(kind) == 3 else None
 
 
+def sizes(git: Git, oids: Iterable[str]) -> dict[str, int]:
+    """Bytes of each object by its full id, with one question; what is not here is left out."""
+    given = [oid for oid in dict.fromkeys(oids) if _ID.fullmatch(oid)]
+    known = {oid: size for oid in given if (size := git.sizes.get(oid) or _loose_size(git, oid)) is not None}
+    if wanted := [oid for oid in given if oid not in known]:
+        said = _asked_objects(git, "".join(f"info {oid}\n" for oid in wanted).encode()).decode("ascii", "replace")
+        fields = (line.split(" ") for line in said.splitlines())
+        asked = {found[0]: int(found[2]) for found in fields if len(found) == 3}
+        if len(git.sizes) > _MOST_SIZES:
+            git.sizes.clear()
+        git.sizes.update(asked)
+        known |= asked
+    return known
+
+
+def read_up_to(git: Git, oid: str, limit: int) -> bytes | None:
+    """A blob's content; None when it is larger than `limit` bytes or not here."""
+    content = git.contents.get(oid)
+    if content is None:
+        if (loose := _loose(git, oid)) is not None and loose[0] == "blob":
+            content = loose[1]
+        elif sizes(git, [oid]).get(oid, limit + 1) <= limit:
+            content = read(git, oid, "blob")
+        if content is not None and len(content) <= _KEPT_CONTENT:
+            if len(git.contents) >= _KEPT_CONTENTS:
+                git.contents.clear()
+            git.contents[oid] = content
+    return content if content is not None and len(content) <= limit else None
+
+
 def read(git: Git, oid: str, kind: str) -> bytes:
     """The object's content, up to KEEP_BYTES. Raises RepositoryError when it is not here, or of another kind."""
+    if (loose := _loose(git, oid)) is not None and loose[0] == kind:
+        return loose[1]
     said = _asked_objects(git, f"contents {oid}\n".encode()) if _NAME.fullmatch(oid) else b""
     header, _, content = said.partition(b"\n")
     if header != f"{oid} {kind} {len(content) - 1}".encode():
@@ -62,26 +99,105 @@ def tree_of(git: Git, name: str) -> str:
     """The tree of a commit, or the tree itself. Raises RepositoryError when it is not here."""
     name = name.removesuffix("^{tree}")
     if name not in git.trees:
+        if (
+            (loose := _loose(git, name)) is not None
+            and loose[0] == "commit"
+            and _ID.fullmatch(told := _tree_line(loose[1]))
+        ):
+            note_tree(git, name, told)
+            return told
         found = look_up(git, f"{name}^{{tree}}")
         if found is None:
             raise RepositoryError(f"{name[:60]} is no commit or tree of the mirror")
-        if len(git.trees) >= _MOST_TREES:
-            git.trees.clear()
-        git.trees[name] = found.oid
+        note_tree(git, name, found.oid)
     return git.trees[name]
+
+
+def _tree_line(commit: bytes) -> str:
+    return commit[5:45].decode("ascii", "replace") if commit.startswith(b"tree ") else ""
+
+
+def note_tree(git: Git, name: str, tree: str) -> None:
+    """The tree of a commit that was read or written here, so that nobody need ask for it; a tree's own is itself."""
+    if len(git.trees) >= _MOST_TREES:
+        git.trees.clear()
+    git.trees[name] = tree
+
+
+def parents(git: Git, commit: str) -> tuple[str, ...]:
+    """Of a commit by its full id; none when it is no commit, or not here."""
+    if (known := git.parents.get(commit)) is not None:
+        return known
+    try:
+        head, _, _ = read(git, commit, "commit").partition(b"\n\n")
+    except RepositoryError:
+        return ()
+    lines = head.decode("ascii", "replace").split("\n")
+    found = tuple(line.removeprefix("parent ") for line in lines[1:] if line.startswith("parent "))
+    if len(git.parents) >= _MOST_TREES:
+        git.parents.clear()
+    git.parents[commit] = found
+    return found
+
+
+def blob_at(git: Git, tree: str, path: bytes) -> str | None:
+    """Id of the file or link at a path of a tree; None when there is none."""
+    *folders, name = path.split(b"/")
+    for folder in folders:
+        mode, tree = _parse_tree(read(git, tree, "tree")).get(folder, (b"", ""))
+        if mode != TREE_MODE:
+            return None
+    mode, oid = _parse_tree(read(git, tree, "tree")).get(name, (b"", ""))
+    return oid if oid and mode not in (TREE_MODE, _SUBMODULE) else None
 
 
 def compare(git: Git, old: str, new: str) -> bytes:
     """Paths that differ between two commits or trees, as `diff-tree --raw -z` tells them."""
+    trees = tree_of(git, old), tree_of(git, new)
+    if (known := git.compared.get(trees)) is not None:  # trees never change, and each landing is compared three times
+        return known
     said = _asked_to_compare(git, _RAW, old, new, KEEP_BYTES)
     if said is None:
         raise RepositoryError(f"{old[:12]} and {new[:12]} differ in more paths than can be told")
+    if len(said) <= _KEPT_COMPARISON:
+        if len(git.compared) >= _KEPT_COMPARISONS:
+            git.compared.clear()
+        git.compared[trees] = said
     return said
 
 
 def compare_in_full(git: Git, old: str, new: str, keep: int) -> bytes | None:
     """As `diff-tree --raw --numstat -p -z` tells it; None when that takes more than `keep` bytes."""
     return _asked_to_compare(git, _PATCH, old, new, keep)
+
+
+def _loose(git: Git, oid: str) -> tuple[str, bytes] | None:
+    """(kind, content) of an object that has a file to itself; None for any that git is to be asked for."""
+    if git.directory is None or not _ID.fullmatch(oid):
+        return None
+    try:
+        with open(f"{git.directory}/objects/{oid[:2]}/{oid[2:]}", "rb", buffering=0) as file:  # noqa: PTH123
+            data = file.read(_LOOSE_BYTES + 1)
+        unpacker = zlib.decompressobj()
+        whole = unpacker.decompress(data, _UNPACKED_BYTES)
+    except (OSError, zlib.error):
+        return None
+    header, _, content = whole.partition(b"\0")
+    kind, _, size = header.decode("ascii", "replace").partition(" ")
+    return (kind, content) if unpacker.eof and size == str(len(content)) else None
+
+
+def _loose_size(git: Git, oid: str) -> int | None:
+    """As its header has it; None where git is to be asked."""
+    if git.directory is None:
+        return None
+    try:
+        with open(f"{git.directory}/objects/{oid[:2]}/{oid[2:]}", "rb", buffering=0) as file:  # noqa: PTH123
+            header, end, _ = zlib.decompressobj().decompress(file.read(256), 64).partition(b"\0")
+    except (OSError, zlib.error):
+        return None
+    size = header.partition(b" ")[2]
+    return int(size) if end and size.isdigit() else None
 
 
 def _asked_objects(git: Git, question: bytes) -> bytes:
@@ -113,29 +229,41 @@ def write(git: Git, kind: str, content: bytes) -> str:
     assert git.directory is not None
     whole = f"{kind} {len(content)}\0".encode() + content
     oid = hashlib.sha1(whole, usedforsecurity=False).hexdigest()
-    path = Path(git.directory, "objects", oid[:2], oid[2:])
+    folder = f"{git.directory}/objects/{oid[:2]}"
     try:
-        os.utime(path)  # cleaning goes by age
+        os.utime(f"{folder}/{oid[2:]}")  # cleaning goes by age
     except FileNotFoundError:
-        _write_loose(path, zlib.compress(whole, 1))
+        _write_loose(folder, oid[2:], zlib.compress(whole, 1))
     return oid
 
 
-def _write_loose(path: Path, data: bytes) -> None:
+def _write_loose(folder: str, name: str, data: bytes) -> None:
     try:
-        path.parent.mkdir(exist_ok=True)
-        # Named as git names it: its gc removes what a crash has left.
-        handle, unfinished = tempfile.mkstemp(dir=path.parent, prefix="tmp_obj_")
+        handle, unfinished = _unfinished(folder)
     except OSError as e:
         raise RepositoryError(f"the mirror cannot be written: {e.strerror or e}") from e
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            os.fchmod(handle, 0o444)
-        Path(unfinished).rename(path)
+        try:
+            rest = memoryview(data)
+            while rest:
+                rest = rest[os.write(handle, rest) :]
+        finally:
+            os.close(handle)
+        os.rename(unfinished, f"{folder}/{name}")  # noqa: PTH104 - paths cost more than the file
     except OSError as e:
-        Path(unfinished).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            os.unlink(unfinished)
         raise RepositoryError(f"the mirror cannot be written: {e.strerror or e}") from e
+
+
+def _unfinished(folder: str) -> tuple[int, str]:
+    """Named as git names it: its gc removes what a crash has left."""
+    try:
+        return new_file(f"{folder}/tmp_obj_", 0o444)  # noqa: S108 - no temporary folder
+    except FileNotFoundError:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(folder)  # noqa: PTH102
+        return new_file(f"{folder}/tmp_obj_", 0o444)  # noqa: S108 - no temporary folder
 
 
 def graft(git: Git, tree: str, entries: Iterable[Entry]) -> str:

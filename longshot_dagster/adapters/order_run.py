@@ -61,8 +61,12 @@ def sandbox_for(
     work_s: float,
     sockets: Mapping[str, str] | None = None,
     notes: Mapping[str, str] | None = None,
+    stays: Callable[[], bool] = lambda: False,
 ) -> Iterator[Sandbox]:
-    """A fresh sandbox that is gone afterwards. It carries `tags` and `notes`, its name is made of `tags` alone."""
+    """A fresh sandbox that is gone afterwards, unless it `stays` for whoever can keep what is in it.
+
+    It carries `tags` and `notes`, its name is made of `tags` alone.
+    """
     able = provider.capabilities
     wanted: NetworkMode = "open" if settings.sandbox_network.value == "open" or "none" not in able.network else "none"
     sandbox = provider.create(
@@ -84,7 +88,8 @@ def sandbox_for(
         with contextlib.suppress(
             SandboxError
         ):  # it ends with its build, or its lifetime; what came out of it is worth more
-            sandbox.terminate()
+            if not stays():
+                sandbox.terminate()
 
 
 def end_sandboxes(provider: SandboxProvider, tags: Mapping[str, str]) -> int:

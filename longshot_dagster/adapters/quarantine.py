@@ -8,14 +8,18 @@ import contextlib
 import json
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import Field
-from upath import UPath
 
 from longshot_dagster.adapters.documents import append_line
 from longshot_dagster.core.models import Line, Record
 
+if TYPE_CHECKING:
+    from upath import UPath
+
 MISSING = "it is missing"
+BEYOND = "nothing holds it any more"
 _FOLDER, _NOTES = "quarantine", "notes.jsonl"
 
 
@@ -64,7 +68,7 @@ def note(directory: Path, found: Mended) -> None:
         append_line(directory / _FOLDER / _NOTES, found.model_dump(mode="json"))
 
 
-def read_notes(directory: UPath | Path) -> list[Mended]:
+def read_notes(directory: "UPath | Path") -> list[Mended]:
     """Oldest first; lines that cannot be read say nothing."""
     try:
         lines = (directory / _FOLDER / _NOTES).read_bytes().splitlines()
@@ -77,7 +81,7 @@ def read_notes(directory: UPath | Path) -> list[Mended]:
     return found
 
 
-def numbers_lost(directory: UPath | Path) -> set[int]:
+def numbers_lost(directory: "UPath | Path") -> set[int]:
     """Numbers of sweeps that went to quarantine: none of them is given to another."""
     lost = (m.document for m in read_notes(directory) if m.document.startswith("sweeps/"))
     return {int(stem) for name in lost if (stem := name.removeprefix("sweeps/").removesuffix(".json")).isdigit()}

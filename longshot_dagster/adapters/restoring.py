@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from pydantic import BaseModel
-from upath import UPath
 
 from longshot_dagster.adapters.build_refs import listed_on
 from longshot_dagster.adapters.checkpoint import Checkpoint, Form, checkpoint_ref, document_at, local_ref
@@ -29,6 +28,7 @@ from longshot_dagster.adapters.landing import LandingQueue
 from longshot_dagster.adapters.ledger import BuildLedger, Ledger
 from longshot_dagster.adapters.mirror import Mirror, Remote
 from longshot_dagster.adapters.orchestrator import Seat
+from longshot_dagster.adapters.places import place
 from longshot_dagster.adapters.planner import Turn
 from longshot_dagster.adapters.settings import Resolved
 from longshot_dagster.adapters.starting import prepared
@@ -157,7 +157,7 @@ class Restoring:
         room = self._home.restoring / f"{build}-{secrets.token_hex(4)}"
         there = self._home.builds / build
         try:
-            ledger = BuildLedger(UPath(room / build), build)
+            ledger = BuildLedger(place(room / build), build)
             mirror = Mirror(self._home, found.request.target)
             request = found.request.model_copy(update={"rehearsal": rehearsal})
             if keep_request and there.exists():
@@ -396,7 +396,7 @@ def _landings(documents: Mapping[str, bytes]) -> dict[str, LandingOutcome]:
 
 
 def _fetch_work(mirror: Mirror, build: str, documents: dict[str, bytes]) -> list[str]:
-    """Have the branches of work that has not landed in the mirror; a task whose branch is nowhere is done again.
+    """Have the branches of work that has not all landed in the mirror; a task whose branch is nowhere is done again.
 
     They come from where anybody who can push may write: git checks every object, and only what the run recorded is taken.
     """
@@ -407,7 +407,7 @@ def _fetch_work(mirror: Mirror, build: str, documents: dict[str, bytes]) -> list
             continue
         run = parsed(WorkerRun, documents[name])[0]
         outcome = landings.get(run.task) if run else None
-        if run and run.head and run.head != run.base and (outcome is None or outcome.state in _WAITING):
+        if run and run.head and run.head != run.base and _is_wanted(outcome):
             waiting[run.task] = run
     _fetch(mirror, build, [run for run in waiting.values() if run.head and not mirror.has(run.head)])
     notes = []
@@ -422,6 +422,10 @@ def _fetch_work(mirror: Mirror, build: str, documents: dict[str, bytes]) -> list
         else:  # its conflict or its refusal is known, and a fix task or a person does it again
             notes.append(f"{task}: its branch is not in the repository, only what became of it")
     return notes
+
+
+def _is_wanted(outcome: LandingOutcome | None) -> bool:
+    return outcome is None or outcome.state in _WAITING or outcome.keeps_back
 
 
 def _fetch(mirror: Mirror, build: str, runs: list[WorkerRun]) -> None:

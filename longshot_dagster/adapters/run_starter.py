@@ -1,18 +1,19 @@
 """The process that runs are forked from: it has loaded what every run needs, opens nothing, and has one thread.
 
 Started anew, a run's process imports for seconds of CPU before its first step. A fork of this one has everything at once.
+So have the code server, the daemon and the webserver, which are forked for the supervisor and are its children; they need
+less, and whoever asks for one while nobody has asked for a run is served before the rest is loaded.
 
-One run per connection to `runtime/runs.sock`, one JSON document per line:
+One process per connection to `runtime/runs.sock`, one JSON document per line:
 
-    asker    {"run": "<run id>"}
+    asker    {"run": "<run id>"}      or {"serve": Serve}
     child    {"pid": 4711}            forked, in a session of its own
     asker    {"go": true}             from here on the run counts as started, whatever becomes of the connection
-    child    {"held": true}           it holds the run's lease
+    child    {"held": true}           it holds the run's lease; a run's alone says so
 
     python -m longshot_dagster.adapters.run_starter --runs longshot_dagster.defs.launcher --module DEFINITIONS
 
-`--runs` names the module that knows what a run is, with three functions: `load(definitions)`, `execute(run_id)` and
-`bury(run_id, exit_code)`. It is imported after the socket is there.
+`--runs` names the module that knows what a run is, with the functions of `Runs`. It is imported after the socket is there.
 
 An asker that gives up before `go` has started nothing, so it may have the run started in another way. Runs outlive this
 process; while it is away, and the supervisor brings it back, they are started in that other way.
@@ -20,38 +21,59 @@ process; while it is away, and the supervisor brings it back, they are started i
 
 import argparse
 import contextlib
+import ctypes
 import gc
 import importlib
 import json
 import os
 import re
+import select
 import selectors
 import signal
 import socket
 import struct
 import sys
+import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn, Protocol, cast
+from typing import Any, NoReturn, Protocol, TypedDict, cast
 
 from longshot_dagster.adapters import leases
 from longshot_dagster.adapters.home import Home
+from longshot_dagster.adapters.supervised import die_with
 
 ANSWER_SECONDS = 20.0  # it listens before it has loaded anything: the first asker waits for that
 GO_SECONDS = 5.0
+_LOOK_SECONDS = 0.1
+_QUIET_SECONDS = 5.0  # nobody asks for a service any more: time to load what runs need
+_ADOPTED_SECONDS = 5.0
 _REQUEST_SECONDS = 1.0  # an asker speaks as soon as it is connected, and nobody else is served meanwhile
 _MAX_LINE = 4096
 _RUN_ID = re.compile(r"[0-9a-zA-Z_-]{1,64}")
 _QUIET = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
 
 
-class Runs(Protocol):
-    """What a run is; `execute` and `bury` are called in children."""
+class Serve(TypedDict):
+    """A process that serves until it is told to stop."""
 
-    def load(self, definitions: str) -> None:
-        """Import whatever runs need."""
+    argv: Sequence[str]  # what follows the interpreter: -m MODULE and its arguments
+    log: str  # path; standard output and error go there
+    parent: int  # pid whose child it becomes, and dies with; it must adopt the orphans below it
+
+
+class Runs(Protocol):
+    """What runs and services are; `execute`, `bury` and `serve` are called in children."""
+
+    def load_definitions(self, definitions: str) -> None:
+        """Import what runs and services share."""
+
+    def load(self) -> None:
+        """Import whatever else runs need."""
+
+    def serve(self, module: str, arguments: Sequence[str]) -> None:
+        """Be `python -m module arguments`."""
 
     def execute(self, run_id: str) -> None: ...
 
@@ -83,6 +105,37 @@ def ask(home: Home, run_id: str, *, answer_s: float = ANSWER_SECONDS) -> int | N
         return None
 
 
+def have_served(home: Home, asked: Serve, patience_s: float, hoping: Callable[[], bool]) -> int | None:
+    """Have a service forked; its pid, or None when nothing was started in time or since `hoping` turned False."""
+    until = time.monotonic() + patience_s
+    while hoping() and time.monotonic() < until:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            if connection.connect_ex(str(socket_path(home))):
+                time.sleep(_LOOK_SECONDS)  # it does not listen yet
+                continue
+            if not _is_ours(connection):
+                return None
+            with contextlib.suppress(OSError, ValueError):
+                _say(connection, {"serve": asked})
+                while not select.select([connection], [], [], _LOOK_SECONDS)[0]:
+                    if not hoping() or time.monotonic() > until:
+                        return None
+                connection.settimeout(_REQUEST_SECONDS)
+                pid = _heard(connection).get("pid")
+                if isinstance(pid, int):
+                    _say(connection, {"go": True})
+                    return pid
+            return None
+    return None
+
+
+def load(home: Home) -> None:
+    """Have the starter load what runs need, if it has not."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.connect(str(socket_path(home)))
+        _say(connection, {})
+
+
 class RunStarter:
     """One per home, the supervisor's."""
 
@@ -91,6 +144,7 @@ class RunStarter:
         self._load = load
         self._runs: dict[int, str] = {}  # pid -> run id
         self._stopping = False
+        self._loaded = False  # also what runs alone need
 
     def serve(self) -> None:
         """Listen, load what runs need, then fork until SIGTERM; the runs go on."""
@@ -101,14 +155,16 @@ class RunStarter:
             signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
             for number in _QUIET:
                 signal.signal(number, self._noticed)
-            self._what = self._load()
-            gc.collect()
-            gc.freeze()  # a collection in a child would otherwise copy every page it looks at
             ready.register(listener, selectors.EVENT_READ, data="runs")
             ready.register(woken, selectors.EVENT_READ)
             self._inherited = (listener, woken, wake, ready)
+            self._what = self._load()
+            _freeze()
             while not self._stopping:
-                for key, _ in ready.select():
+                found = ready.select(None if self._loaded else _QUIET_SECONDS)
+                if not found:
+                    self._load_rest()
+                for key, _ in found:
                     if key.data:
                         self._serve_one(listener)
                     else:
@@ -142,13 +198,24 @@ class RunStarter:
         with connection:
             connection.settimeout(_REQUEST_SECONDS)
             try:
-                asked = _heard(connection).get("run") if _is_ours(connection) else None
+                asked = _heard(connection) if _is_ours(connection) else {}
             except (OSError, ValueError):
+                asked = {}
+            if (service := _service(asked.get("serve"))) is not None:
+                self._forked(partial(self._be_service, service, connection))
                 return
-            if isinstance(asked, str) and _RUN_ID.fullmatch(asked):
-                pid = self._forked(partial(self._be_run, asked, connection))
+            self._load_rest()
+            run = asked.get("run")
+            if isinstance(run, str) and _RUN_ID.fullmatch(run):
+                pid = self._forked(partial(self._be_run, run, connection))
                 if pid:
-                    self._runs[pid] = asked
+                    self._runs[pid] = run
+
+    def _load_rest(self) -> None:
+        if not self._loaded:
+            self._what.load()
+            _freeze()
+            self._loaded = True
 
     def _reap(self) -> None:
         """Take the exit codes of children; a run that did not end by itself is reported."""
@@ -182,6 +249,8 @@ class RunStarter:
             self._leave_parent(mask)
             work()
             code = 0
+        except SystemExit as e:
+            code = e.code if isinstance(e.code, int) else int(e.code is not None)
         except BaseException:
             traceback.print_exc()
         finally:
@@ -215,6 +284,63 @@ class RunStarter:
                 _say(connection, {"held": True})
         gc.enable()
         self._what.execute(run_id)
+
+    def _be_service(self, asked: Serve, connection: socket.socket) -> None:
+        """In a child of the child, which the asker adopts as soon as its parent is gone."""
+        between = os.getpid()
+        if os.fork():
+            return
+        os.setsid()
+        until = time.monotonic() + _ADOPTED_SECONDS
+        while os.getppid() == between and time.monotonic() < until:
+            time.sleep(0.001)
+        with connection:
+            connection.settimeout(GO_SECONDS)
+            if not die_with(asked["parent"]):
+                return
+            log = os.open(asked["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+            _, module, *arguments = asked["argv"]
+            _call_itself([sys.executable, *asked["argv"]])
+            try:
+                _say(connection, {"pid": os.getpid()})
+                if _heard(connection).get("go") is not True:
+                    return
+            except (OSError, ValueError):
+                return  # the asker has started it in another way
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for stream in (1, 2):
+            os.dup2(log, stream)
+        os.close(log)
+        gc.enable()
+        self._what.serve(module, arguments)
+
+
+def _freeze() -> None:
+    """A collection in a child would otherwise copy every page it looks at."""
+    gc.collect()
+    gc.freeze()
+
+
+def _service(asked: object) -> Serve | None:
+    """What was asked for, if it is a service at all."""
+    if not isinstance(asked, dict):
+        return None
+    argv, log, parent = asked.get("argv"), asked.get("log"), asked.get("parent")
+    if not (isinstance(argv, list) and all(isinstance(a, str) for a in argv) and len(argv) > 1 and argv[0] == "-m"):
+        return None
+    return Serve(argv=argv, log=log, parent=parent) if isinstance(log, str) and isinstance(parent, int) else None
+
+
+def _call_itself(argv: Sequence[str]) -> None:
+    """What `ps` shows of this process, as much as there is room for; a fork is else called what its parent is."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        fields = Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()
+        start, end = int(fields[45]), int(fields[46])
+        room = end - start
+        name = b"\0".join(os.fsencode(a) for a in argv)[: room - 1]
+        if 0 < start < end:
+            ctypes.memmove(start, name.ljust(room, b"\0"), room)
 
 
 def _is_ours(connection: socket.socket) -> bool:
@@ -257,7 +383,7 @@ def main() -> None:
 
     def load() -> Runs:
         runs = cast(Runs, importlib.import_module(given.runs))
-        runs.load(given.module)
+        runs.load_definitions(given.module)
         return runs
 
     RunStarter(Home(Path(os.environ["LONGSHOT_HOME"]).expanduser()), load).serve()

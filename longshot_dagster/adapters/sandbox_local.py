@@ -31,6 +31,7 @@ from longshot_dagster.core.settings import Isolation
 
 _POLL_S = 0.2  # a cancelled run must stop within a quarter of a second
 _MAX_SOCKET_PATH = 107
+_GRACE_S = 600.0  # for keeping what is in a sandbox whose lifetime was over before anybody came back
 
 
 class LocalProvider:
@@ -70,7 +71,7 @@ class LocalProvider:
         if not sandbox_id.startswith("sb-") or "/" in sandbox_id:
             raise SandboxGone(f"{sandbox_id[:80]!r} is no local sandbox")
         found = LocalSandbox(self._base / sandbox_id, self.confinement)
-        found.meta()
+        found.outlive(_GRACE_S)
         return found
 
     def list(self, tags: Mapping[str, str]) -> list[SandboxInfo]:
@@ -109,6 +110,18 @@ class LocalSandbox:
         except (OSError, ValueError) as e:
             raise SandboxGone(f"sandbox {self.id} is over") from e
         return found
+
+    def outlive(self, seconds: float) -> None:
+        """Let what a crash has left be looked after, however long ago its lifetime was over: once, and only for so long.
+
+        Raises SandboxGone.
+        """
+        meta, now = self.meta(), time.time()
+        if now <= meta["ends_at"] or meta.get("outlived"):
+            return
+        meta |= {"ends_at": now + seconds, "outlived": True}
+        with contextlib.suppress(OSError):  # a full disk: it is over, as it was
+            write_atomically(self._directory / "meta.json", json.dumps(meta).encode())
 
     def exec(
         self,

@@ -62,14 +62,14 @@ _INSIDE_A_SANDBOX = ("LONGSHOT_SANDBOX_ROOT", "LONGSHOT_NETWORK")  # an agent ma
 _OURS = (INHERITED_DOTENV, STACK_MARK, *_INSIDE_A_SANDBOX)
 PREFIXES = (
     *("LLM_", "MAX_", "WORKER_", "SANDBOX_", "GIT_", "HEALTH_", "MERGE_", "FINALIZATION_", "LONGSHOT_"),
-    *("CHECK_", "CHECKPOINT", "HARNESS"),
+    *("CHECK_", "CHECKPOINT", "HARNESS", "CONFLICT_", "UNION_", "PROTECTED_", "GENERATED_"),
 )
 # In the process environment other programs own names too (GIT_DIR, LLM_CACHE ...); these two prefixes are only ours.
 ONLY_OURS = ("LONGSHOT_", "FINALIZATION_")
-# A repository must not decide how well its agents are locked in, where the work goes, nor what it may cost.
+# A repository must not decide how well its agents are locked in, what they may land unseen, where the work goes, nor what it may cost.
 NOT_FOR_TARGETS = (
     *("git_repo_url", "sandbox_provider", "sandbox_isolation", "sandbox_network", "sandbox_readable"),
-    *("max_tokens_per_build", "llm_price_in", "llm_price_out"),
+    *("max_tokens_per_build", "llm_price_in", "llm_price_out", "protected_paths"),
 )
 _SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL")
 _CLOSE = 0.88  # LLM_MODLE is a typo of LLM_MODEL (0.89); GIT_BRANCH, which CI servers set, is none of ours (0.80)

@@ -1,12 +1,12 @@
 """Keeps one home's code server, daemon, guarded UI and gateway running until it is told to stop.
 
 `dagster dev` is not used: its state dies with it, the daemon's death ends it, and a killed code server is not restarted
-(measured). Runs are processes below the code server; they survive its death, and end with an orderly stop.
+(measured). The run starter comes first: the other three, and runs, are forks of it (`supervised.py`), and survive its death.
+Everything ends with an orderly stop.
 """
 
 import argparse
 import contextlib
-import ctypes
 import fcntl
 import json
 import os
@@ -18,7 +18,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from longshot_dagster.adapters import processes, run_starter, waking
@@ -28,6 +27,7 @@ from longshot_dagster.adapters.endpoint_news import Hearing
 from longshot_dagster.adapters.gateway_client import Gateway
 from longshot_dagster.adapters.home import Home
 from longshot_dagster.adapters.loopback import free_port
+from longshot_dagster.adapters.room import Room
 from longshot_dagster.adapters.settings import INHERITED_DOTENV, STACK_MARK, without_secrets
 from longshot_dagster.adapters.shipped import shipped
 from longshot_dagster.adapters.stack import (
@@ -40,6 +40,7 @@ from longshot_dagster.adapters.stack import (
     save_info,
     tail,
 )
+from longshot_dagster.adapters.supervised import Adopted, Service, adopting, bury_orphans
 from longshot_dagster.adapters.ui_access import UiAccess
 from longshot_dagster.core.endpoints import Endpoint, endpoints_from_wire
 from longshot_dagster.core.errors import LongshotError, WrongUse
@@ -48,30 +49,10 @@ from longshot_dagster.version import __version__
 TICK_SECONDS = 0.5
 SERVICES_END_SECONDS = 3.0
 LET_GO_SECONDS = 5.0  # a target that is out of reach longer finds out by itself that nobody drives its builds
-STEADY_SECONDS = 30.0  # a process that lived this long starts its back-off anew
-MAX_BACKOFF_SECONDS = 30.0
-MAX_LOG_BYTES = 8 << 20
-KEPT_LOG_BYTES = 1 << 20
-_PR_SET_PDEATHSIG = 1
+FORK_SECONDS = 20.0  # for one that has died; a run starter that has died with it loads faster than it would itself
+LEAVE_ALONE_SECONDS = 60.0  # a run starter that is stuck costs one service its time, not every one
 
 Say = Callable[[str], None]
-
-
-@dataclass
-class Service:
-    """One supervised process, its command, and what is known of its life."""
-
-    name: str
-    argv: list[str]
-    log: Path
-    process: subprocess.Popen[bytes] | None = None
-    started: float = 0.0
-    deaths: int = 0
-    not_before: float = 0.0
-
-    @property
-    def alive(self) -> bool:
-        return self.process is not None and self.process.poll() is None
 
 
 class Supervisor:
@@ -100,6 +81,8 @@ class Supervisor:
         self._stop = threading.Event()
         self._mark = secrets.token_hex(8)
         self._services: list[Service] = []
+        self._adopts = False
+        self._not_asked_before = 0.0
         self._gateway = Gateway(home)
         self._gateway_down = False
 
@@ -112,12 +95,17 @@ class Supervisor:
             info = StackInfo(pid=os.getpid(), port=port, version=__version__, started=time.time(), mark=self._mark)
             save_info(self._home, info)
             self._news = Hearing(self._home)
+            # A child of another thread would be this one's, and die with that thread.
+            self._adopts = threading.current_thread() is threading.main_thread() and adopting(True)
             try:
                 self._start(info)
                 if not self._stop.is_set():
                     info = self._noted(info, ready=True)
                     self._on_ready(info)
+                room = Room(self._home)
                 while not self._stop.wait(TICK_SECONDS):
+                    if paused := room.look():
+                        self._say(f"{', '.join(paused[:5])} paused: {room.reason}")
                     self._endpoints = self._news.newest() or self._endpoints
                     if self._tend():
                         info = self._noted(info, ready=True)
@@ -141,20 +129,24 @@ class Supervisor:
         starter = [python, "-m", "longshot_dagster.adapters.run_starter", "--module", self._definitions]
         starter += ["--runs", "longshot_dagster.defs.launcher"]
         workspace = str(self._workspace)
+        self._starter = Service("run starter", starter, log / "runs.log")
+        code_server = Service("code server", code, log / "code-server.log")
         self._services = [
-            Service("code server", code, log / "code-server.log"),
+            self._starter,
+            code_server,
             Service("webserver", [*web, "--workspace", workspace], log / "webserver.log"),
             Service("daemon", [*daemon, "--workspace", workspace], log / "daemon.log"),
-            Service(
-                "run starter", starter, log / "runs.log"
-            ),  # last: a run asked for before it has loaded waits for it
         ]
         api = DagsterApi(info.port, UiAccess(self._home).token(), timeout_s=10)
-        self._spawn(self._services[0])
+        if self._adopts:
+            self._spawn(self._starter, START_SECONDS)
+        self._spawn(code_server, START_SECONDS)
         # The other two look at the code server once as they start; it must be there, or they wait for their next look.
         self._wait("code server", self._code_server_listens)
-        for service in self._services[1:]:
-            self._spawn(service)
+        for service in self._services:
+            if not service.alive:
+                self._spawn(service, START_SECONDS)
+        run_starter.load(self._home)
         self._noted(info, ready=False)
         self._wait("webserver", api.answers)
         self._wait("stack", lambda: _healthy(api))
@@ -172,9 +164,8 @@ class Supervisor:
         while not self._stop.is_set() and not ready():
             for service in self._services:
                 if service.process is not None and not service.alive:
-                    raise StackFailed(
-                        f"the {service.name} ended with {service.process.returncode} as it started: {tail(service.log)}"
-                    )
+                    ended = service.process.wait()
+                    raise StackFailed(f"the {service.name} ended with {ended} as it started: {tail(service.log)}")
             if time.monotonic() > deadline:
                 raise StackFailed(f"the {what} was not ready after {START_SECONDS} s; logs are in {self._home.logs}")
             self._stop.wait(0.1)
@@ -187,19 +178,21 @@ class Supervisor:
                 return False
         return True
 
-    def _spawn(self, service: Service) -> None:
-        with service.log.open("ab") as log:
-            service.process = subprocess.Popen(
-                service.argv,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                cwd=self._home.dagster,  # no .env of the person's folder: it may hold keys
-                env=self._child_environment(),
-                start_new_session=True,
-                preexec_fn=_dying_with_its_parent(),  # safe: this process has one thread
+    def _spawn(self, service: Service, patience_s: float = FORK_SECONDS) -> None:
+        """As a fork of the run starter, which may still be loading; with its command when none comes."""
+        if self._adopts and service is not self._starter and time.monotonic() >= self._not_asked_before:
+            asked = run_starter.Serve(argv=service.argv[1:], log=str(service.log), parent=os.getpid())
+            pid = run_starter.have_served(
+                self._home, asked, patience_s, lambda: self._starter.alive and not self._stop.is_set()
             )
-        service.started = time.monotonic()
+            if pid is not None:
+                service.runs_as(Adopted(pid))
+                return
+            if self._starter.alive:
+                self._not_asked_before = time.monotonic() + LEAVE_ALONE_SECONDS
+        if not self._stop.is_set():
+            # No .env of the person's folder: it may hold keys.
+            service.exec(cwd=self._home.dagster, env=self._child_environment())
 
     def _child_environment(self) -> dict[str, str]:
         return {
@@ -218,17 +211,16 @@ class Supervisor:
         """Restart what has died, bound the logs; True when a process changed."""
         changed, now = False, time.monotonic()
         for service in self._services:
-            _bound(service.log)
+            service.bound_log()
             if service.alive:
                 continue
             if service.process is not None:
-                service.deaths = 1 if now - service.started > STEADY_SECONDS else service.deaths + 1
-                service.not_before = now + min(MAX_BACKOFF_SECONDS, 0.5 * 2 ** (service.deaths - 1))
-                self._say(f"the {service.name} ended with {service.process.returncode}; starting it again")
-                service.process = None
+                self._say(f"the {service.name} ended with {service.died(now)}; starting it again")
             if now >= service.not_before:
                 self._spawn(service)
                 changed = True
+        if self._adopts:
+            bury_orphans(self._services)
         self._tend_gateway()
         return changed
 
@@ -264,10 +256,7 @@ class Supervisor:
         while any(s.alive for s in self._services) and time.monotonic() < deadline:
             time.sleep(0.05)
         for service in self._services:
-            if service.process:
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.killpg(service.process.pid, signal.SIGKILL)
-                service.process.wait()
+            service.end()
         processes.kill(processes.carrying(STACK_MARK, self._mark))
         self._let_go()
         with contextlib.suppress(LongshotError):
@@ -276,6 +265,9 @@ class Supervisor:
         for left in (self._socket, run_starter.socket_path(self._home), waking.socket_path(self._home)):
             left.unlink(missing_ok=True)
         self._home.leave_runtime()
+        if self._adopts:
+            bury_orphans(self._services)
+            adopting(False)
 
     def _end_runs(self, api: DagsterApi) -> None:
         deadline = time.monotonic() + ending_s(self._home)
@@ -348,29 +340,6 @@ def _only_one(home: Home):  # type: ignore[no-untyped-def]
         yield
     finally:
         os.close(file)
-
-
-def _dying_with_its_parent() -> Callable[[], None]:
-    """For the child, between fork and exec: it is killed when the supervisor dies, and SIGINT works again."""
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-
-    def prepare() -> None:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a background shell leaves it ignored, and Dagster inherits that
-        if libc is not None:
-            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-    return prepare
-
-
-def _bound(log: Path) -> None:
-    """Keep the end of a log that has grown too long; its writer appends, so it goes on at the new end."""
-    with contextlib.suppress(OSError):
-        size = log.stat().st_size
-        if size > MAX_LOG_BYTES:
-            with log.open("r+b") as file:
-                file.seek(size - KEPT_LOG_BYTES)
-                log.with_suffix(".log.1").write_bytes(file.read(KEPT_LOG_BYTES))
-                file.truncate(0)
 
 
 def main() -> None:

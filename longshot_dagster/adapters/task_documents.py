@@ -4,8 +4,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-
-from upath import UPath
+from typing import TYPE_CHECKING
 
 from longshot_dagster.adapters.documents import Documents
 from longshot_dagster.adapters.exclusive import claim
@@ -19,6 +18,9 @@ from longshot_dagster.core.models import (
     Task,
     WorkerRun,
 )
+
+if TYPE_CHECKING:
+    from upath import UPath
 
 # The last says that there are the others.
 _WORK = ("cancel.json", "interrupted.json", "run.json", "transcript.jsonl", "landing.json", "handoff.json")
@@ -84,7 +86,7 @@ class TaskDocuments(Documents):
         if self.cancel_request(task) is None:
             self._write(f"tasks/{task}/cancel.json", CancelRequest(at=at))
 
-    def forget_work(self, task: str) -> UPath:
+    def forget_work(self, task: str) -> "UPath":
         """Set a task's run, handoff and landing aside, so that it is worked on again; returns where they are now.
 
         Raises WrongUse once it has landed, or is about to.
@@ -107,7 +109,7 @@ class TaskDocuments(Documents):
                         (directory / name).rename(aside / name)
             return aside
 
-    def recall_work(self, task: str, aside: UPath) -> None:
+    def recall_work(self, task: str, aside: "UPath") -> None:
         """Undo `forget_work`, unless the task has been handed in again since."""
         with self.lock("landing"):
             if self.handoff(task) is None and aside.exists():
@@ -117,7 +119,7 @@ class TaskDocuments(Documents):
                             (aside / name).rename(self._path(f"tasks/{task}/{name}"))
                     aside.rmdir()
 
-    def earlier_work(self, task: str) -> list[tuple[UPath, WorkerRun | None, Handoff | None]]:
+    def earlier_work(self, task: str) -> "list[tuple[UPath, WorkerRun | None, Handoff | None]]":
         """(folder, run, handoff) of whatever `forget_work` has set aside, oldest first."""
         found, number = [], 1
         while (folder := self._path(f"tasks/{task}/earlier-{number}")).exists():
@@ -131,7 +133,8 @@ class TaskDocuments(Documents):
         return self._read(LandingOutcome, f"tasks/{task}/landing.json", frozen=True)
 
     def save_landing(self, landing: LandingOutcome) -> None:
-        with self._taken_up() if landing.state is LandingState.UNDONE else contextlib.nullcontext():
+        again = landing.state is LandingState.UNDONE or landing.approved is not None
+        with self._taken_up() if again else contextlib.nullcontext():
             self._write(f"tasks/{landing.task}/landing.json", landing)
 
     @contextlib.contextmanager
@@ -143,7 +146,7 @@ class TaskDocuments(Documents):
             if not done:
                 yield
 
-    def transcript(self, task: str) -> UPath:
+    def transcript(self, task: str) -> "UPath":
         return self._path(f"tasks/{check_task_id(task)}/transcript.jsonl")
 
     def work_lock(self, task: str) -> Path | None:
@@ -159,7 +162,7 @@ class TaskDocuments(Documents):
         with claim(lock) as free:
             return not free
 
-    def live_transcript(self, task: str) -> UPath:
+    def live_transcript(self, task: str) -> "UPath":
         """Lines of the transcript as they come, while a worker is at the task; it ends where `transcript` begins."""
         return self._path(f"tasks/{check_task_id(task)}/live.jsonl")
 

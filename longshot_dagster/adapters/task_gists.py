@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from longshot_dagster.adapters.documents import Stamp, stamp_at
 from longshot_dagster.core.landing_records import LandingOutcome, LandingState
-from longshot_dagster.core.models import Handoff, HandoffStatus
+from longshot_dagster.core.models import Handoff, HandoffStatus, Task
 from longshot_dagster.core.sealing import opened, sealed
 from longshot_dagster.core.task_gist import TaskGist
 
@@ -28,9 +28,12 @@ T = TypeVar("T")
 Folder = tuple[int, int]  # modified (ns), inode
 
 _SETTLES_NS = 2_000_000_000  # a folder's time may stay the same for changes that follow each other this fast
+_FINE_SETTLES_NS = (
+    200_000_000  # where it is no whole number of milliseconds: such a clock ticks a hundred times a second
+)
 _LOOK_AT_ALL_S = 30.0
 _SAVED_AFTER = 256  # tasks that have changed
-_LAYOUT = 1
+_LAYOUT = 2
 _BUILDS = 64  # known to one process at a time
 
 
@@ -101,7 +104,8 @@ class TaskGists:
         """Can no change of it hide behind the time it has? By its age or, whatever a clock says, by how long we know it."""
         now = time.monotonic()
         known, since = self._since.get(name, (None, now))
-        if time.time_ns() - folder[0] > _SETTLES_NS or (known == folder and now - since > _SETTLES_NS / 1e9):
+        settles = _FINE_SETTLES_NS if folder[0] % 1_000_000 else _SETTLES_NS
+        if time.time_ns() - folder[0] > settles or (known == folder and now - since > settles / 1e9):
             self._since.pop(name, None)
             return True
         self._since[name] = folder, since if known == folder else now
@@ -124,7 +128,8 @@ class TaskGists:
         """None when it is no task (yet). Raises LedgerError for what is damaged beyond repair."""
         if not os.path.exists(f"{self._tasks}/{name}/task.json"):  # noqa: PTH110 - asked of every task
             return None
-        if ledger.task(name) is None:
+        task = ledger.task(name)
+        if task is None:
             return None
         landing = self._part(name, "landing.json", lambda: _gist_of_landing(ledger.landing(name)))
         status = self._part(name, "handoff.json", lambda: _status(ledger.newest_handoff(name)))
@@ -134,7 +139,7 @@ class TaskGists:
         done = None
         if status is None:
             done = self._part(name, "interrupted.json", lambda: _status(ledger.interrupted(name)))
-        return _gist(ledger, name, status, landing, done)
+        return _gist(ledger, task, status, landing, done)
 
     def _part(self, task: str, document: str, read: Callable[[], T | None]) -> T | None:
         stamp = stamp_at(f"{self._tasks}/{task}/{document}")
@@ -185,19 +190,19 @@ class TaskGists:
 def gist_of(ledger: "BuildLedger", task: str) -> TaskGist:
     """Of one task, read from its documents."""
     landing = _gist_of_landing(ledger.landing(task))
-    return _gist(ledger, task, _status(ledger.handoff(task)), landing, _status(ledger.interrupted(task)))
+    status, done = _status(ledger.handoff(task)), _status(ledger.interrupted(task))
+    return _gist(ledger, ledger.existing_task(task), status, landing, done)
 
 
 def _gist(
     ledger: "BuildLedger",
-    name: str,
+    task: Task,
     handoff: HandoffStatus | None,
-    landing: tuple[LandingState, str] | None,
+    landing: tuple[LandingState, str, bool] | None,
     interrupted: HandoffStatus | None,
 ) -> TaskGist:
-    task = ledger.existing_task(name)
     return TaskGist(
-        id=name,
+        id=task.id,
         iteration=task.iteration,
         planner=task.planner,
         kind=task.kind,
@@ -207,12 +212,13 @@ def _gist(
         landing=landing[0] if landing else None,
         reason=landing[1] if landing else "",
         interrupted=interrupted if handoff is None else None,
-        cancelled=handoff is None and ledger.cancel_requested(name),
+        cancelled=handoff is None and ledger.cancel_requested(task.id),
+        kept_back=landing is not None and landing[2],
     )
 
 
-def _gist_of_landing(outcome: LandingOutcome | None) -> tuple[LandingState, str] | None:
-    return (outcome.state, outcome.reason) if outcome else None
+def _gist_of_landing(outcome: LandingOutcome | None) -> tuple[LandingState, str, bool] | None:
+    return (outcome.state, outcome.reason, outcome.keeps_back) if outcome else None
 
 
 def _status(handoff: Handoff | None) -> HandoffStatus | None:

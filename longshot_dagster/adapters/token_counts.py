@@ -60,7 +60,7 @@ class TokenCounts:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._builds: dict[str, BuildAccounts] = {}
-        self._spent: dict[str, int] = {}
+        self._used: dict[str, Usage] = {}  # by whole builds
         self._texts: dict[str, dict[str, str]] = {}  # of accounts, as they are written; most have not changed
         self._dirty: dict[str, set[str]] = {}  # keys by build
 
@@ -69,7 +69,7 @@ class TokenCounts:
         check_build_id(build)
         if build not in self._builds:
             self._builds[build] = read_accounts(self._folder, build)
-            self._spent[build] = self._builds[build].usage.total
+            self._used[build] = self._builds[build].usage
             self._texts[build] = {key: _text(key, a) for key, a in self._builds[build].accounts.items()}
         return self._builds[build]
 
@@ -91,11 +91,18 @@ class TokenCounts:
         account.tokens_out += tokens[1]
         account.requests += 1
         account.estimated = account.estimated or estimated
-        self._spent[build] += sum(tokens)
+        self._used[build] += Usage(*tokens, requests=1, estimated=estimated)
         self._note(build, key)
 
     def exhausted(self, build: str) -> bool:
-        return 0 < self.build(build).budget <= self._spent[build]
+        return 0 < self.build(build).budget <= self._used[build].total
+
+    def usage(self, build: str, key: str | None = None) -> Usage:
+        """Of one key, or of the whole build, which costs no look at every key."""
+        accounts = self.build(build).accounts
+        if key:
+            return accounts[key].usage if key in accounts else Usage()
+        return self._used[build]
 
     def left_open(self) -> list[tuple[str, str]]:
         """(build, key) of every socket that was open when the files were last written."""

@@ -91,7 +91,10 @@ class Undoing:
         if after not in past.places:
             return self._ended(outcome, f"its commits were not on {branch} any more")
         merger = Merger(self._mirror.git, self._clock.now())
-        before = self._before(outcome)
+        spans = self._spans(outcome)
+        if len(spans) > 1:
+            return self._undo_apart(outcome, spans, batch, merger)
+        before, after = spans[0]
         if earlier := next(
             (oid for oid in past.undone_by(outcome.task, after) if _lacks(oid, before, after, merger)), ""
         ):
@@ -110,6 +113,38 @@ class Undoing:
         message = undo_message(self._ledger.build, self._ledger.existing_task(outcome.task), outcome.commits)
         batch.head = commit(self._mirror.git, merged.tree, (batch.head,), message, self._clock.now())
         return self._ended(outcome, f"taken back by {batch.head[:12]}", batch.head)
+
+    def _undo_apart(
+        self, outcome: LandingOutcome, spans: Sequence[tuple[str, str]], batch: Batch, merger: Merger
+    ) -> LandingOutcome:
+        """The same of a landing in several places, as when a part of it was approved later: newest first, as one commit."""
+        at, own = batch.head, set[str]()
+        for before, after in reversed(spans):
+            merged = merger.taken_back(at, before, after)
+            if isinstance(merged, Conflicted):
+                paths = {f.path for f in merged.files}
+                raise refusal(outcome.task, paths, self._dependants(at, before, after, paths, merger))
+            own |= set(merger.changed(before, after))
+            at = commit(self._mirror.git, merged.tree, (at,), "stand-in", self._clock.now())
+        changed = merger.changed(batch.head, at)
+        if not changed:
+            return self._ended(outcome, f"{self.request.target.branch} held nothing of it any more")
+        if strayed := guard(changed, frozenset(own), merger.renamed(spans[0][1], batch.head)):
+            raise refusal(outcome.task, strayed, ())
+        message = undo_message(self._ledger.build, self._ledger.existing_task(outcome.task), outcome.commits)
+        batch.head = commit(self._mirror.git, f"{at}^{{tree}}", (batch.head,), message, self._clock.now())
+        return self._ended(outcome, f"taken back by {batch.head[:12]}", batch.head)
+
+    def _spans(self, outcome: LandingOutcome) -> list[tuple[str, str]]:
+        """(before, after) of each stretch of the landing branch that is the task's, oldest first."""
+        found = [(self._before(outcome), outcome.commits[0])]
+        for oid in outcome.commits[1:]:
+            parent = self._mirror.git.run("rev-parse", "--verify", f"{oid}^1^{{commit}}").text
+            if parent == found[-1][1]:
+                found[-1] = (found[-1][0], oid)
+            else:
+                found.append((parent, oid))
+        return found
 
     def _ended(self, outcome: LandingOutcome, reason: str, by: str | None = None) -> LandingOutcome:
         return outcome.moved(LandingState.UNDONE, self._clock.now(), reason=reason, undone_by=by)

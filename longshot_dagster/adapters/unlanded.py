@@ -1,7 +1,8 @@
 """Finished work that has not landed: its branches go to the target beside the checkpoint, so that no machine's end loses it.
 
 Below refs/longshot/work/<build>/, never refs/heads: a pushed branch can start somebody's CI. They leave again when the
-task lands or something lands in its place.
+task lands, or something in its place. Of which only a part has landed, they stay until the build is cleaned: what was
+withheld because it is somebody else's, or a person is to approve it, is nowhere else.
 """
 
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ _WAITING = (LandingState.QUEUED, LandingState.CONFLICT, LandingState.WITHHELD)
 
 
 def unlanded(ledger: BuildLedger, outcomes: Mapping[str, LandingOutcome] | None = None) -> dict[str, str]:
-    """Task -> tip, of every task that was handed in, or interrupted, with commits that are on no branch of the target.
+    """Task -> tip, of every task that was handed in, or interrupted, with commits whose changes are not all on the target.
 
     `outcomes` are about to be written.
     """
@@ -23,7 +24,8 @@ def unlanded(ledger: BuildLedger, outcomes: Mapping[str, LandingOutcome] | None 
     for task, gist in ledger.gists().items():
         outcome = (outcomes or {}).get(task)
         state = outcome.state if outcome else gist.landing
-        if state is not None and state not in _WAITING:
+        kept_back = outcome.keeps_back if outcome else gist.kept_back
+        if state is not None and state not in _WAITING and not kept_back:
             continue
         if state is None and gist.handoff is None and gist.interrupted is None:
             continue

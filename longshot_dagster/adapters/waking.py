@@ -20,6 +20,7 @@ from longshot_dagster.core.lifecycle import BuildView, opens_work
 
 LOOK_EVERY_S = 1.0  # a look reads the whole build, and handoffs may come many a second
 _POLL_S = 0.5
+_STILL_S = 1.0
 
 
 def socket_path(home: Home) -> Path:
@@ -69,12 +70,19 @@ class Lookout:
 
 
 class Listening:
-    """The daemon's end. `stopping` is asked while waiting."""
+    """The daemon's end. `stopping` is asked while waiting; `still(waited_s)` at the end of it, which goes on while it is."""
 
-    def __init__(self, home: Home, stopping: Callable[[], bool], at_least_s: float) -> None:
+    def __init__(
+        self,
+        home: Home,
+        stopping: Callable[[], bool],
+        at_least_s: float,
+        still: Callable[[float], bool] = lambda _: False,
+    ) -> None:
         self._path = socket_path(home)
         self._path.unlink(missing_ok=True)
         self._stopping = stopping
+        self._still = still
         self._at_least_s = at_least_s
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setblocking(False)
@@ -89,16 +97,22 @@ class Listening:
         self._path.unlink(missing_ok=True)
 
     def wait(self, seconds: float) -> None:
-        """Until somebody wakes us, but `at_least_s`; at most `seconds`."""
-        begun = time.monotonic()
-        until, woken = begun + seconds, False
+        """Until somebody wakes us, but `at_least_s`; at most `seconds`, and as many again while nothing is to be done."""
+        begun, pause = time.monotonic(), seconds
+        while not self._woken(begun, pause) and not self._stopping() and self._still(time.monotonic() - begun):
+            pause = max(seconds, _STILL_S)
+        self._drain()
+
+    def _woken(self, begun: float, seconds: float) -> bool:
+        """Somebody has woken us within `seconds`, and those who look have rested since `begun`."""
+        until, woken = time.monotonic() + seconds, False
         while not self._stopping() and (left := until - time.monotonic()) > 0:
             if woken:
                 time.sleep(min(left, _POLL_S))
             elif select.select([self._socket], [], [], min(left, _POLL_S))[0]:
                 self._drain()
                 woken, until = True, min(until, begun + self._at_least_s)
-        self._drain()
+        return woken
 
     def _drain(self) -> None:
         with contextlib.suppress(BlockingIOError):

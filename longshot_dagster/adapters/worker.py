@@ -1,6 +1,7 @@
 """One task worked on, from the ledger's task to the ledger's handoff; a task that has a handoff is never worked on again."""
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -134,26 +135,46 @@ class WorkerRunner:
         # As it is now: `longshot resume --max-tokens` may have raised it while this process lives.
         budget = self._ledger.request().settings.max_tokens_per_build
         socket, spent = self._gateway.begin(build, task.id, budget, settings.llm_timeout)
-        before, used = spent.tokens_in + spent.tokens_out, None
-        try:
+        before = spent.tokens_in + spent.tokens_out
+        unkept = threading.Event()  # a full disk, say: the sandbox stays, and the next attempt finds everything done
+        with contextlib.ExitStack() as way:
+            way.callback(self._closed, task)
             tags, begun = {"build": build, "task": task.id}, Begun(base, start, before)
             with (
                 live_transcript(self._ledger.live_transcript(task.id), earlier) as live,
                 sandbox_for(
-                    self._provider, settings, tags, settings.worker_timeout, {contract.SOCKET: socket}, begun.tags
+                    self._provider,
+                    settings,
+                    tags,
+                    settings.worker_timeout,
+                    {contract.SOCKET: socket},
+                    begun.tags,
+                    unkept.is_set,
                 ) as sandbox,
             ):
                 attempt = Attempt(number, base, sandbox.id, started_at, began, before, budget, start)
                 bundle = self._mirror.bundle(start or base)
                 delivery = carry_out(sandbox, order, bundle, settings.worker_timeout, cancelled, live.add)
+                unkept.set()
+                way.pop_all()
+                used = self._closed(task)
                 said = (earlier + delivery.transcript)[-contract.MAX_TRANSCRIPT_BYTES :]
                 self._ledger.save_transcript(task.id, said)
-        finally:
-            with contextlib.suppress(LongshotError):  # a gateway that is gone has nothing open
-                used = self._gateway.close(build, task.id)
-        # Of a worker that was ended, a request may just be being counted.
-        attempt = replace(attempt, used=None if delivery.stopped or delivery.result is None else used)
-        return self._handing_in.record(task, attempt, delivery)
+                # Of a worker that was ended, a request may just be being counted.
+                attempt = replace(attempt, used=None if delivery.stopped or delivery.result is None else used)
+                try:
+                    handoff = self._handing_in.record(task, attempt, delivery)
+                except (BuildPaused, Cancelled):  # what there was of it is kept
+                    unkept.clear()
+                    raise
+                unkept.clear()
+                return handoff
+
+    def _closed(self, task: Task) -> Usage | None:
+        """What the task has used, once nothing more can come from its sandbox; a gateway that is gone has nothing open."""
+        with contextlib.suppress(LongshotError):
+            return self._gateway.close(self._request.build, task.id)
+        return None
 
     # --- after a crash -----------------------------------------------------------------------------------------------
 

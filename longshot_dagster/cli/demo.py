@@ -51,6 +51,7 @@ def demo(look: bool) -> int:
         finally:
             with waiting("stopping Dagster and the gateway ..."):
                 stack.stop(home)
+                serving.tidied(home)
                 Gateway(home).stop()
     if code == 0:
         code = _verified(example)

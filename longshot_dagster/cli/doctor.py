@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeVar
 import click
 
 from longshot_dagster.adapters import examining, settings
+from longshot_dagster.adapters.examining_builds import examine_builds
 from longshot_dagster.adapters.examining_repository import Looked, examine_repository
 from longshot_dagster.adapters.home import Home
 from longshot_dagster.adapters.settings import PROCESS, Resolved
@@ -167,6 +168,7 @@ def _findings(given: Given, looked: Looked) -> Iterator[Finding]:
         yield from at_home
         well = exit_code(at_home) == 0
         if well:
+            yield from examine_builds(home)
             yield from examining.examine_stack(home, given.port or settings.DEFAULT_UI_PORT)
         if given.resolved is None or not well:
             why = "not looked at before the settings are right" if well else "not looked at without a home"

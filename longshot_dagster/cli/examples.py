@@ -67,6 +67,7 @@ _EXAMPLES: Mapping[str, Sequence[tuple[str, str]]] = {
         ("longshot cancel todo-api-7f3k.r001-02", "one task; the build goes on"),
     ),
     "retry": (("longshot retry todo-api-7f3k.r001-02", "`longshot status BUILD` lists tasks"),),
+    "approve": (("longshot approve todo-api-7f3k.r001-02", "shows the change, asks, lands it"),),
     "undo": (
         ("longshot undo todo-api-7f3k.r001-02", "one task: shows it, then asks"),
         ("longshot undo todo-api-7f3k --yes", "all that the build has landed"),

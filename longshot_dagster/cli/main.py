@@ -16,7 +16,7 @@ _LONGEST_TYPO = 20
 _SECTIONS = {
     "First": ("doctor", "demo"),
     "Look": ("status", "watch", "logs", "report", "ui"),
-    "Steer": ("resume", "continue", "cancel", "retry", "undo", "reset"),
+    "Steer": ("resume", "continue", "cancel", "retry", "approve", "undo", "reset"),
     "Keep": ("up", "down", "backlog", "clean", "completion"),
 }
 
@@ -217,6 +217,18 @@ def retry(task: str, detach: bool, as_json: bool) -> int:
 
 
 @cli.command()
+@click.argument("task", metavar="TASK")
+@click.option("--build", metavar="BUILD", help="whose task it is (or BUILD.TASK)")
+@_yes
+@_json
+def approve(task: str, build: str | None, yes: bool, as_json: bool) -> int:
+    """Let a task (BUILD.TASK) land what it changed in protected paths; shows it and asks first."""
+    from longshot_dagster.cli import approving
+
+    return approving.approve(task, build, yes, as_json)
+
+
+@cli.command()
 @click.argument("name", metavar="TASK|BUILD")
 @_yes
 @_json
@@ -363,8 +375,13 @@ def run(arguments: Sequence[str]) -> int:
         sys.stderr.close()
         return 0
     except Exception as e:
+        from longshot_dagster.cli.unwritable import unwritable
+
         if debug:
             _show_traceback()
+        if line := unwritable(e):
+            complain(line)
+            return WrongUse.exit_code
         complain(f"unexpected {type(e).__name__}: {e}; the whole story is {_written_traceback()}")
         return 1
 

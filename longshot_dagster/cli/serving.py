@@ -59,7 +59,7 @@ def up(detach: bool, home: Home | None = None) -> int:
             say=say,
             on_ready=ready,
         ).run()
-    _tidy(home)
+    tidied(home)
     say("stopped")
     return 0
 
@@ -120,12 +120,12 @@ def down(home: Home | None = None) -> int:
         say("stopping Longshot; builds under way are paused ...")
     with waiting("ending runs and processes ..."):
         stopped = stack.stop(home)
-    _tidy(home)
+    tidied(home)
     say("stopped" if stopped else "Longshot is not running")
     return 0
 
 
-def _tidy(home: Home) -> None:
+def tidied(home: Home) -> None:
     """No sandbox stays behind; what killed workers had done is kept for their builds."""
     if not any((home.root / "sandboxes").glob("sb-*")):
         return

@@ -22,7 +22,7 @@ from longshot_dagster.core.models import BuildPhase
 
 LOOK_SECONDS = 0.4
 _SLOWEST_LOOK = 3.0
-_SHARE = 25  # a large build is looked at less often: one part work, so many parts rest
+_SHARE = 50  # a large build is looked at less often: one part work, so many parts rest
 _STACK_EVERY = 5.0
 _TOKENS_EVERY = 1.0
 

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from longshot_dagster.adapters import settings, stack
+from longshot_dagster.adapters.apart import Apart
 from longshot_dagster.adapters.checkpoint import Checkpoint, Form
 from longshot_dagster.adapters.exclusive import held_since
 from longshot_dagster.adapters.git import Git
@@ -18,6 +19,7 @@ from longshot_dagster.adapters.shared_main import waits_for
 from longshot_dagster.adapters.unlanded import unlanded
 from longshot_dagster.cli.naming import build_or_task
 from longshot_dagster.cli.terminal import say, say_under
+from longshot_dagster.core.clock import SystemClock
 from longshot_dagster.core.display import one_line
 from longshot_dagster.core.errors import LedgerError
 from longshot_dagster.core.landing_records import LandingState
@@ -107,6 +109,9 @@ def _show_build(home: Home, ledger: BuildLedger, task: str | None, as_json: bool
     if row["error"]:
         raise LedgerError(row["error"])
     tasks = [_task_row(g, BuildPhase(row["phase"])) for g in ledger.gists().values() if task in (None, g.id)]
+    if row["phase"] == BuildPhase.RUNNING:
+        held_back = Apart(ledger, ledger.request().settings.worker_timeout, SystemClock()).held_back()
+        tasks = [t | {"why": held_back[t["task"]].why} if t["task"] in held_back else t for t in tasks]
     report = ledger.report()
     facts = explained(_standing(home, ledger, {t["task"]: t["why"] for t in tasks})) if task is None else []
     if as_json:
@@ -141,7 +146,7 @@ def _worth_a_line(tasks: list[dict[str, str]]) -> list[dict[str, str]]:
     """All, if they fit a screen; else the first of those that are not done."""
     if len(tasks) <= _MOST_TASKS:
         return tasks
-    return [t for t in tasks if t["landing"] not in _DONE][:_MOST_TASKS]
+    return [t for t in tasks if t["landing"] not in _DONE or t["why"]][:_MOST_TASKS]
 
 
 def _standing(home: Home, ledger: BuildLedger, why: dict[str, str]) -> Standing:

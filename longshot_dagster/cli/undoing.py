@@ -40,7 +40,7 @@ def undo(name: str, yes: bool, as_json: bool) -> int:
         consent(f"Undo {_counted(len(preview.outcomes))}?", "nothing was undone")
     with waiting("undoing ..."):
         done = undoing.carry_out(tasks)
-    _refresh_ui(home, build, [o.task for o in done.outcomes])
+    refresh_ui(home, build, [o.task for o in done.outcomes])
     if as_json:
         click.echo(json.dumps(_as_json(ledger, done, target.branch), indent=1))
     else:
@@ -97,7 +97,7 @@ def _as_json(ledger: BuildLedger, done: Undone, branch: str) -> dict[str, Any]:
     }
 
 
-def _refresh_ui(home: Home, build: str, tasks: list[str]) -> None:
+def refresh_ui(home: Home, build: str, tasks: list[str]) -> None:
     """Have a running stack record anew what it shows of these tasks; what is true is in ledger and repository already."""
     info = stack.running(home)
     if info is None:
@@ -106,4 +106,4 @@ def _refresh_ui(home: Home, build: str, tasks: list[str]) -> None:
         config = {"ops": {RECORD_JOB: {"config": {"build": build, "tasks": tasks}}}}
         stack.api(home, info).launch(RECORD_JOB, config, {"longshot/undo": build})
     except LongshotError as e:
-        say(f"the Dagster UI still shows the tasks as landed: {e}")
+        say(f"the Dagster UI still shows the tasks as they were: {e}")

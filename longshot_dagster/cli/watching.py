@@ -23,6 +23,7 @@ from longshot_dagster.core.models import (
 from longshot_dagster.core.report import duration
 
 _SETTLES_NS = 2_000_000_000  # a folder's time may stay the same for changes that follow each other this fast
+_ALL_EVERY_S = 30.0
 
 
 @dataclass
@@ -67,6 +68,8 @@ class BuildWatch:
         self._root = Path(str(ledger.directory))
         self._seen: dict[str, tuple[int, int]] = {}
         self._settled: dict[str, int] = {}
+        self._open: set[str] = set()
+        self._all_at = (0, 0.0)  # the folder's own time (ns), and when every task was looked at
         self._met: set[str] = set()
         self._ended: dict[str, float] = {}
         self._phase = BuildPhase.RUNNING
@@ -85,7 +88,7 @@ class BuildWatch:
             found.append(events.started(self._ledger.request()))
         for key in self._iterations():
             found += self._iteration(key)
-        for task in self._touched("tasks"):
+        for task in self._touched():
             found += self._task(task)
         new = {int(Path(n).stem) for n in _names(self._root / "sweeps", ".json") if self._changed(f"sweeps/{n}")}
         if new:
@@ -171,6 +174,8 @@ class BuildWatch:
 
     def _earlier(self, task: str) -> list[Event]:
         """What was set aside when the task was given to another worker."""
+        if not os.path.exists(f"{self._root}/tasks/{task}/earlier-1"):  # noqa: PTH110 - once per changed task
+            return []
         found = []
         for folder, run, handoff in self._reader().earlier_work(task):
             if self._first(f"{task}/{folder.name}"):
@@ -202,23 +207,35 @@ class BuildWatch:
                 self._phase = phase.phase
         return found
 
-    def _touched(self, folder: str) -> list[str]:
-        """Names below `folder` whose own folder has changed, or may have; a rename into it changes its time."""
+    def _touched(self) -> list[str]:
+        """Tasks whose folder has changed, or may have; a rename into it changes its time.
+
+        Of those that have landed not even that is looked at, until somebody takes one up again (`task_gists.touch`).
+        """
         now, found = time.time_ns(), []
+        for name in self._looked_at(now):
+            try:
+                changed = os.stat(f"{self._root}/tasks/{name}").st_mtime_ns  # noqa: PTH116 - once per task per look
+            except FileNotFoundError:
+                continue
+            if self._settled.get(name) != changed:
+                if now - changed > _SETTLES_NS:
+                    self._settled[name] = changed
+                found.append(name)
+            elif self.tally.landings.get(name) is LandingState.LANDED:
+                self._open.discard(name)
+        return sorted(found)
+
+    def _looked_at(self, now: int) -> list[str]:
         try:
-            entries = list(os.scandir(self._root / folder))
+            changed = os.stat(f"{self._root}/tasks").st_mtime_ns  # noqa: PTH116
         except FileNotFoundError:
             return []
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            changed = entry.stat(follow_symlinks=False).st_mtime_ns
-            if self._settled.get(entry.name) == changed:
-                continue
-            if now - changed > _SETTLES_NS:
-                self._settled[entry.name] = changed
-            found.append(entry.name)
-        return sorted(found)
+        before, at = self._all_at
+        if changed != before or now - changed <= _SETTLES_NS or not 0 <= time.monotonic() - at < _ALL_EVERY_S:
+            self._all_at = changed, time.monotonic()
+            self._open = set(_names(self._root / "tasks"))
+        return list(self._open)
 
     def _first(self, name: str) -> bool:
         """Is this the first time that `name` is met?"""

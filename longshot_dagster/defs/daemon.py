@@ -1,7 +1,9 @@
 """Dagster's daemon, whose sensors look as soon as a run says that something is due: `python -m longshot_dagster.defs.daemon`.
 
 Stock, sensors look every five seconds, whatever their interval says (`MIN_INTERVAL_LOOP_TIME`), and half of the time from a
-handoff to the next plan is spent waiting for that.
+handoff to the next plan is spent waiting for that. And they look as often when there is nothing to see, at 30 ms of CPU a
+tick: as long as nothing is due, ours wait for the next five seconds (`adapters/stillness.py`). Nor do they, or the queue of
+runs, wait out an hour by which the clock was set back.
 
 One of the few modules that import private ones of Dagster, whose version is pinned; tests/defs/test_daemon.py is the contract.
 """
@@ -10,19 +12,27 @@ import argparse
 import contextlib
 import os
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import dagster as dg
+from dagster._core.remote_representation.external import RemoteSensor
+from dagster._core.scheduler.instigation import InstigatorState
 from dagster._core.workspace.context import IWorkspaceProcessContext
 from dagster._core.workspace.load_target import WorkspaceFileTarget
+from dagster._daemon import daemon as stock_daemon
+from dagster._daemon import sensor as stock_sensor
 from dagster._daemon.controller import create_daemon_of_type, daemon_controller_from_instance
 from dagster._daemon.daemon import DagsterDaemon, SensorDaemon
 from dagster._daemon.sensor import execute_sensor_iteration_loop
 from dagster._utils.interrupts import capture_interrupts
 
+from longshot_dagster.adapters import settings
 from longshot_dagster.adapters.home import Home
+from longshot_dagster.adapters.stillness import Stillness
 from longshot_dagster.adapters.waking import Listening
 
 _SENSORS_REST_S = 1.1  # a sensor is not asked again within its minimum interval, one second
@@ -33,7 +43,8 @@ class WokenSensorDaemon(SensorDaemon):
 
     def core_loop(self, workspace_process_context: IWorkspaceProcessContext, shutdown_event: threading.Event) -> Any:
         home = Home(Path(os.environ["LONGSHOT_HOME"]).expanduser())
-        with contextlib.closing(Listening(home, shutdown_event.is_set, _SENSORS_REST_S)) as pauses:
+        still = stillness(home, workspace_process_context.instance).lasts
+        with contextlib.closing(Listening(home, shutdown_event.is_set, _SENSORS_REST_S, still)) as pauses:
             yield from execute_sensor_iteration_loop(
                 workspace_process_context,
                 self._logger,
@@ -42,6 +53,14 @@ class WokenSensorDaemon(SensorDaemon):
                 submit_threadpool_executor=self._submit_threadpool_executor,
                 instrument_elapsed=self.instrument_elapsed,
             )
+
+
+def stillness(home: Home, instance: dg.DagsterInstance) -> Stillness:
+    def newest_run() -> object:
+        found = instance.get_run_records(limit=1, order_by="update_timestamp")
+        return [(r.dagster_run.run_id, r.dagster_run.status, r.update_timestamp) for r in found]
+
+    return Stillness(home, settings.backlog(os.environ, None, home).folder, newest_run)
 
 
 def daemons(instance: dg.DagsterInstance) -> Sequence[DagsterDaemon[Any]]:
@@ -53,11 +72,28 @@ def daemons(instance: dg.DagsterInstance) -> Sequence[DagsterDaemon[Any]]:
     ]
 
 
+def wait_by_steady_clocks() -> None:
+    """Stock, all daemons wait until the wall clock is where it was, and a second: so no run would leave the queue meanwhile."""
+    stock_daemon.time = SimpleNamespace(time=time.monotonic, sleep=time.sleep)  # type: ignore[assignment, attr-defined]
+    stock_sensor.is_under_min_interval = _is_under_min_interval
+
+
+def _is_under_min_interval(
+    state: InstigatorState, remote_sensor: RemoteSensor, minimum_allowed_min_interval: int | None = None
+) -> bool:
+    """Never of a sensor that has last looked in the future."""
+    elapsed = stock_sensor.get_elapsed(state)
+    if elapsed is None or elapsed < 0:
+        return False
+    return elapsed < max(remote_sensor.min_interval_seconds or 0, minimum_allowed_min_interval or 0)
+
+
 def main() -> None:
     """Until SIGTERM. DAGSTER_HOME and LONGSHOT_HOME must be set."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--workspace", type=Path, required=True)
     target = WorkspaceFileTarget(paths=[str(options.parse_args().workspace)])
+    wait_by_steady_clocks()
     with (
         contextlib.suppress(KeyboardInterrupt),  # how SIGTERM and SIGINT end it
         capture_interrupts(),

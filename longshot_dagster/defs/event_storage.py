@@ -6,14 +6,16 @@ processes overran the limit, against 0 of 711 with `BEGIN IMMEDIATE`.
 
 What a power cut may lose: with `synchronous=NORMAL` the last events written before it, never their consistency. What a
 SIGKILL of a run may lose: what its steps reported in the last fifth of a second, because our executor has events of steps
-written together (1.6 CPU ms for each one alone, with 200 threads); run statuses, assets and checks are written at once,
-after what came before them. Neither is relied upon: what a build is owed is in the ledger and in git.
+and records of assets written together (1.6 CPU ms for each event alone, 10 for each record, with 200 threads); run statuses
+and checks are written at once, after what came before them. Neither is relied upon: what a build is owed is in the ledger
+and in git, and a run that is repeated records it all again.
 
 Slots of a pool are claimed for all waiting steps of a run at once, in one transaction: highest priority first, then oldest,
 across all runs. The tables and what their rows mean are Dagster's, so its UI and its other executors go on working.
 """
 
 import contextlib
+import os
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,7 +23,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from dagster._core.events import ASSET_CHECK_EVENTS, ASSET_EVENTS, EVENT_TYPE_TO_PIPELINE_RUN_STATUS
+from dagster._core.events import (
+    ASSET_CHECK_EVENTS,
+    ASSET_EVENTS,
+    EVENT_TYPE_TO_PIPELINE_RUN_STATUS,
+    DagsterEventType,
+)
 from dagster._core.events.log import EventLogEntry
 from dagster._core.storage.event_log import SqlEventLogStorageTable, SqliteEventLogStorage
 from dagster._core.storage.event_log.schema import SqlEventLogStorageMetadata
@@ -34,10 +41,12 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.pool import StaticPool
 
+from longshot_dagster.core.apart import preferred
 from longshot_dagster.defs import schema
 
 _GATHER_S = 0.2
-_AT_ONCE = {*ASSET_EVENTS, *ASSET_CHECK_EVENTS, *EVENT_TYPE_TO_PIPELINE_RUN_STATUS}
+_RECORD = DagsterEventType.ASSET_MATERIALIZATION
+_AT_ONCE = {*ASSET_EVENTS, *ASSET_CHECK_EVENTS, *EVENT_TYPE_TO_PIPELINE_RUN_STATUS} - {_RECORD}
 _MAX_OPEN = 16  # connections: one per run that this process writes to or shows, and the index
 _TURN_S = 3.0  # a waiting step of a run that does not look for so long (it has died, or is full) gives way
 _STAMP = "%Y-%m-%d %H:%M:%S.%f"  # what SQLAlchemy reads back as a datetime
@@ -56,9 +65,17 @@ class KeptSqliteEventLogStorage(SqliteEventLogStorage):
 
     def __init__(self, base_dir: str, inst_data: ConfigurableClassData | None = None) -> None:
         self._engines: dict[str, Engine] = {}  # least recently used first
+        self._opened_by: int | None = None  # pid
         self._gathering = 0
         self._gathered: dict[str, list[dict[str, Any]]] = {}  # run -> rows that wait to be written together
+        self._records: list[
+            tuple[EventLogEntry, dict[str, Any]]
+        ] = []  # those of them that the index is to have as well
         self._gathered_guard = threading.Lock()
+        self._tables: set[str] = set()
+        self._asset_columns: set[str] = set()
+        self._migrated: set[str] = set()
+        self._partitions: set[tuple[str, str]] = set()  # that are there, while a run's steps are at work
         super().__init__(base_dir, inst_data)
 
     @classmethod
@@ -71,8 +88,16 @@ class KeptSqliteEventLogStorage(SqliteEventLogStorage):
     def _connect(self, shard: str) -> Iterator[Connection]:
         with self._db_lock:
             self._write_gathered(shard)
+            if shard == INDEX_SHARD_NAME:
+                self._write_records()
             with self._engine(shard).connect() as connection, connection.begin():
                 yield connection
+
+    @contextmanager
+    def _slots(self) -> Iterator[Connection]:
+        """The index, for what has nothing to do with records: those may go on waiting."""
+        with self._db_lock, self._engine(INDEX_SHARD_NAME).connect() as connection, connection.begin():
+            yield connection
 
     @contextmanager
     def gathering(self) -> Iterator[None]:
@@ -85,6 +110,7 @@ class KeptSqliteEventLogStorage(SqliteEventLogStorage):
             yield
         finally:
             self._gathering -= 1
+            self._partitions.clear()
             done.set()
             writer.join()
             self._write_all_gathered()
@@ -97,6 +123,8 @@ class KeptSqliteEventLogStorage(SqliteEventLogStorage):
         row = self._event_to_row(event)
         with self._gathered_guard:
             self._gathered.setdefault(event.run_id, []).append(row)
+            if noted is _RECORD:
+                self._records.append((event, row))
 
     def _keep_writing(self, done: threading.Event) -> None:
         while not done.wait(_GATHER_S):
@@ -108,6 +136,8 @@ class KeptSqliteEventLogStorage(SqliteEventLogStorage):
         for run_id in list(self._gathered):
             with self._db_lock:
                 self._write_gathered(run_id)
+        with self._db_lock:
+            self._write_records()
 
     def _write_gathered(self, shard: str) -> None:
         """With the lock held. Rows that cannot be written stay."""
@@ -123,7 +153,66 @@ class KeptSqliteEventLogStorage(SqliteEventLogStorage):
                 self._gathered[shard] = rows + self._gathered.get(shard, [])
             raise
 
+    def _write_records(self) -> None:
+        """With the lock held: what Dagster writes into the index for each, but what only the newest of an asset leaves
+        behind is written for that one. Records that cannot be written stay.
+        """
+        with self._gathered_guard:
+            records, self._records = self._records, []
+        if not records:
+            return
+        events = [event for event, _ in records]
+        try:
+            with self._engine(INDEX_SHARD_NAME).connect() as connection, connection.begin():
+                connection.execute(SqlEventLogStorageTable.insert(), [row for _, row in records])
+                last: int = connection.exec_driver_sql("SELECT last_insert_rowid()").scalar_one()
+                ids = range(last - len(events) + 1, last + 1)  # nobody else writes meanwhile
+                self._store_asset_event_tags(connection, events, list(ids))
+                newest = {event.dagster_event.asset_key: n for n, event in enumerate(events) if event.dagster_event}
+                for n in newest.values():
+                    self._store_asset_event(connection, events[n], ids[n])
+        except BaseException:
+            with self._gathered_guard:
+                self._records = records + self._records
+            raise
+
+    def has_table(self, table_name: str) -> bool:
+        """Of a table that is there Dagster asks again for every record, over a connection made for that."""
+        if table_name not in self._tables and super().has_table(table_name):
+            self._tables.add(table_name)
+        return table_name in self._tables
+
+    def _has_asset_key_col_on_connection(self, conn: Connection, column_name: str) -> bool:
+        if column_name not in self._asset_columns and super()._has_asset_key_col_on_connection(conn, column_name):
+            self._asset_columns.add(column_name)
+        return column_name in self._asset_columns
+
+    def has_secondary_index(self, name: str) -> bool:
+        """An index once made is never unmade; Dagster asks for two at every look at an asset."""
+        if name not in self._migrated and super().has_secondary_index(name):
+            self._migrated.add(name)
+        return name in self._migrated
+
+    def has_dynamic_partition(self, partitions_def_name: str, partition_key: str) -> bool:
+        """Dagster asks twice for every output; a partition that a run works on stays until it has ended."""
+        partition = partitions_def_name, partition_key
+        if partition in self._partitions:
+            return True
+        found = super().has_dynamic_partition(partitions_def_name, partition_key)
+        if found and self._gathering:
+            self._partitions.add(partition)
+        return found
+
+    def delete_dynamic_partition(self, partitions_def_name: str, partition_key: str) -> None:
+        self._partitions.discard((partitions_def_name, partition_key))
+        super().delete_dynamic_partition(partitions_def_name, partition_key)
+
     def _engine(self, shard: str) -> Engine:
+        """Raises RuntimeError in a fork of the process that has opened a database."""
+        if self._opened_by not in (None, os.getpid()):
+            # It would believe that it holds its parent's locks, and could lose what others write.
+            raise RuntimeError("SQLite databases cannot be used across a fork: open the instance in the child")
+        self._opened_by = os.getpid()
         engine = self._engines.pop(shard, None)
         if engine is None:
             engine = self._open(shard)
@@ -166,9 +255,10 @@ class KeptSqliteEventLogStorage(SqliteEventLogStorage):
     ) -> Claimed:
         """Take slots for up to `at_most` of the steps in `wanted` (each with its priority) whose turn it is.
 
-        Steps that are not in line yet are put there. `holding`: slots of the pool that the run has already.
+        Steps that are not in line yet are put there; of one priority the first in `wanted` take the run's slots, whichever
+        came first. `holding`: slots of the pool that the run has already.
         """
-        with self.index_connection() as connection:
+        with self._slots() as connection:
             limit = connection.exec_driver_sql(_LIMIT, (pool,)).scalar()
             if limit is None:
                 connection.exec_driver_sql(_LEAVE_POOL, (run_id, pool))
@@ -183,22 +273,25 @@ class KeptSqliteEventLogStorage(SqliteEventLogStorage):
             since = (now - timedelta(seconds=_TURN_S)).strftime(_STAMP)
             turn = {"pool": pool, "run": run_id, "since": since, "now": now.strftime(_STAMP), "slots": len(slots)}
             first = list(connection.exec_driver_sql(_FIRST_IN_LINE, turn))
-            mine = [step for _, run, step, _ in first if run == run_id and step in wanted][:at_most]
+            entitled = [step for _, run, step, _ in first if run == run_id and step in wanted][:at_most]
+            mine = preferred(entitled, wanted)
             for slot, step in zip(slots, mine, strict=False):
                 connection.exec_driver_sql(_TAKE, (run_id, step, slot))
             begun = [row for row, run, step, assigned in first if assigned is None and (run != run_id or step in mine)]
             if begun:
                 connection.exec_driver_sql(_TURN_BEGINS, [(turn["now"], row) for row in begun])
+            if instead := set(mine).difference(entitled):
+                connection.exec_driver_sql(_TURN_TAKEN, [(turn["now"], pool, run_id, step) for step in instead])
             return Claimed(tuple(mine), limit)
 
     def withdraw_steps(self, run_id: str) -> None:
         """The run's waiting steps leave every line; the slots it holds stay its own."""
-        with self.index_connection() as connection:
+        with self._slots() as connection:
             connection.exec_driver_sql(_LEAVE, (run_id,))
 
     def free_concurrency_slot_for_step(self, run_id: str, step_key: str) -> None:
         step = (run_id, step_key)
-        with self.index_connection() as connection:
+        with self._slots() as connection:
             dropped = connection.exec_driver_sql(_DROP_SLOT, step).rowcount
             connection.exec_driver_sql(_FREE_SLOT, step)
             pools = [pool for (pool,) in connection.exec_driver_sql(_ASSIGNED_IN, step)]
@@ -219,6 +312,9 @@ class KeptSqliteEventLogStorage(SqliteEventLogStorage):
 
     def wipe(self) -> None:
         self._close()  # the files under the connections go away
+        self._tables.clear()
+        self._asset_columns.clear()
+        self._migrated.clear()
         super().wipe()
 
     def dispose(self) -> None:
@@ -228,7 +324,7 @@ class KeptSqliteEventLogStorage(SqliteEventLogStorage):
     def _close(self) -> None:
         with self._db_lock:
             while self._engines:
-                self._engines.popitem()[1].dispose()
+                self._engines.popitem()[1].dispose(close=self._opened_by in (None, os.getpid()))
 
 
 def _prepare(connection: Any, _record: object) -> None:
@@ -248,10 +344,10 @@ _GET_IN_LINE = (
 )
 _SLOTS = "SELECT count(*) FROM concurrency_slots WHERE concurrency_key = ? AND NOT deleted"
 _FREE_SLOTS = "SELECT id FROM concurrency_slots WHERE concurrency_key = ? AND step_key IS NULL AND NOT deleted"
-# Not as a correlated subquery: that is every waiting step times every slot, and no index helps.
+# By their ids, found from the slots: of three columns that may be NULL, NOT IN compares every waiting step with every slot.
 _WITHOUT_SLOT = (
-    "(concurrency_key, run_id, step_key) NOT IN (SELECT concurrency_key, run_id, step_key FROM concurrency_slots"
-    " WHERE run_id IS NOT NULL AND step_key IS NOT NULL)"
+    "id NOT IN (SELECT p.id FROM concurrency_slots s CROSS JOIN pending_steps p"
+    " ON p.concurrency_key = s.concurrency_key AND p.run_id = s.run_id AND p.step_key = s.step_key)"
 )
 _FIRST_IN_LINE = (
     f"SELECT id, run_id, step_key, assigned_timestamp FROM pending_steps WHERE concurrency_key = :pool AND {_WITHOUT_SLOT}"  # noqa: S608 - constants
@@ -260,6 +356,9 @@ _FIRST_IN_LINE = (
 )
 _TAKE = "UPDATE concurrency_slots SET run_id = ?, step_key = ? WHERE id = ?"
 _TURN_BEGINS = "UPDATE pending_steps SET assigned_timestamp = ? WHERE id = ?"
+_TURN_TAKEN = (
+    "UPDATE pending_steps SET assigned_timestamp = ? WHERE concurrency_key = ? AND run_id = ? AND step_key = ?"
+)
 _LEAVE = f"DELETE FROM pending_steps WHERE run_id = ? AND {_WITHOUT_SLOT}"  # noqa: S608
 _LEAVE_POOL = f"DELETE FROM pending_steps WHERE run_id = ? AND concurrency_key = ? AND {_WITHOUT_SLOT}"  # noqa: S608
 _DROP_SLOT = "DELETE FROM concurrency_slots WHERE run_id = ? AND step_key = ? AND deleted"

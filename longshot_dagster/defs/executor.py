@@ -6,8 +6,8 @@ One thread, the run's own, drives Dagster's state machine and writes every event
 a queue. A step that takes no notice of a cancellation is left behind after a while (core/ending.py); it is a daemon
 thread, and dies with the run's process.
 
-This module with its part ready_steps.py, event_storage.py and launcher.py are the only ones that import private modules of
-Dagster, whose version is pinned; tests/defs/test_executor.py is the contract.
+This module with its parts ready_steps.py and run_context.py, event_storage.py and launcher.py are the only ones that import
+private modules of Dagster, whose version is pinned; tests/defs/test_executor.py is the contract.
 """
 
 import asyncio
@@ -51,9 +51,10 @@ from longshot_dagster.adapters import leases
 from longshot_dagster.adapters.home import Home
 from longshot_dagster.core.ending import grace_s
 from longshot_dagster.defs.event_storage import KeptSqliteEventLogStorage
-from longshot_dagster.defs.ready_steps import PromptClaims, ReadySteps, prioritise
+from longshot_dagster.defs.ready_steps import PromptClaims, ReadySteps, keep_apart, prioritise
+from longshot_dagster.defs.run_context import share
 
-__all__ = ["cancellation", "prioritise", "threaded_executor"]
+__all__ = ["cancellation", "keep_apart", "prioritise", "threaded_executor"]
 
 _POLL_S = 0.25
 _MAX_CONCURRENT = 256
@@ -152,6 +153,7 @@ class ThreadedExecutor(Executor):
         yield DagsterEvent.engine_event(plan_context, f"Finished steps in threads in {took:.1f} s", steps)
 
     def _steps(self, job_context: PlanExecutionContext, execution_plan: ExecutionPlan) -> Iterator[DagsterEvent]:
+        share(job_context)
         with ExitStack() as stack:
             if isinstance(storage := job_context.instance.event_log_storage, KeptSqliteEventLogStorage):
                 stack.enter_context(storage.gathering())

@@ -7,6 +7,7 @@ anything else                io/<run>/<step>.<output>.json
 """
 
 import json
+from functools import lru_cache
 from typing import Any
 
 import dagster as dg
@@ -81,7 +82,13 @@ class LedgerIOManager(dg.ConfigurableIOManager):
 
     def _place(self, partition: str) -> tuple[BuildLedger, IterationKey]:
         key = parse_iteration_key(partition)
-        return Ledger(installation(self.home).builds).build(key.build), key
+        return _ledger(str(installation(self.home).builds), key.build), key
+
+
+@lru_cache(maxsize=8)
+def _ledger(builds: str, build: str) -> BuildLedger:
+    """One per process: an iteration's handoffs and landings are asked for three times."""
+    return Ledger(builds).build(build)
 
 
 class JsonIOManager(dg.ConfigurableIOManager):

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import dagster as dg
 
+from longshot_dagster.adapters.apart import Apart
 from longshot_dagster.core import ids
 from longshot_dagster.core.errors import BuildPaused, Cancelled, IncompleteIteration, LedgerError
 from longshot_dagster.core.ids import IterationKey, parse_iteration_key
@@ -28,8 +29,9 @@ from longshot_dagster.core.models import (
     Task,
 )
 from longshot_dagster.defs import checks, metadata, partitions
-from longshot_dagster.defs.executor import cancellation, prioritise
+from longshot_dagster.defs.executor import cancellation, keep_apart, prioritise
 from longshot_dagster.defs.executors import chosen_executor
+from longshot_dagster.defs.merging_again import merge_again, spared_fix
 from longshot_dagster.defs.pausing import pausing
 from longshot_dagster.defs.resources import BuildTools, LongshotResource
 from longshot_dagster.defs.task_materialization import report_task
@@ -93,6 +95,7 @@ def make_plan(
         plan = tools.ledger.plan(key)
         if plan is None:
             going_on(tools)
+            merge_again(context, tools, key)
             planned = tools.planner.plan(key, repo_state, view_to_plan_from(tools, key))
             plan = tools.ledger.freeze_plan(key, planned.model_copy(update={"planned_at": tools.clock.now()}))
             if refused := tools.landing.checkpoint():
@@ -101,6 +104,7 @@ def make_plan(
     context.instance.add_dynamic_partitions(str(partitions.tasks.name), keys)
     yield dg.Output(plan, "plan", metadata=metadata.plan_metadata(plan, tools.request))
     prioritise(context.run_id, {ids.mapping_key(task.id): -task.priority for task in plan.dispatched})
+    keep_apart(context.run_id, Apart(tools.ledger, tools.request.settings.worker_timeout, tools.clock))
     for task in plan.dispatched:
         yield dg.DynamicOutput(None, mapping_key=ids.mapping_key(task.id), output_name="tasks")
 
@@ -114,7 +118,7 @@ def run_worker(context: dg.OpExecutionContext, longshot: LongshotResource) -> No
         planned = dispatched(tools, key, task)
         if tools.ledger.handoff(task) is None:
             going_on(tools)
-        handoff = tools.worker.run(planned, cancellation(context.run_id).is_set)
+        handoff = spared_fix(tools, planned) or tools.worker.run(planned, cancellation(context.run_id).is_set)
     tools.lookout.changed()
     context.add_output_metadata({"task": task, "status": handoff.status.value})
 

@@ -1,35 +1,62 @@
 """Starts runs as forks of the run starter, and cancels them by their lease; without a starter, as Dagster does.
 
 The code server's own way starts an interpreter per run, knows only runs of its own process, and forgets them when it dies.
-`load`, `execute` and `bury` are what the run starter (adapters/run_starter.py) takes from here.
+`load_definitions`, `load`, `execute`, `bury` and `serve` are what the run starter (adapters/run_starter.py) takes from here.
 
 One of the few modules that import private ones of Dagster, whose version is pinned; tests/defs/test_launcher.py is the
 contract.
 """
 
 import contextlib
+import functools
+import gc
 import importlib
 import os
 import signal
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import dagster as dg
+from dagster._core.execution.api import create_execution_plan
+from dagster._core.instance.ref import InstanceRef
 from dagster._core.launcher.base import LaunchRunContext
 
 from longshot_dagster.adapters import leases, run_starter, waking
+from longshot_dagster.adapters.documents import Stamp, stamp_at
 from longshot_dagster.adapters.home import Home
 from longshot_dagster.defs import schema
 
 _GRPC_INFO = ".dagster/grpc_info"  # on runs that the code server has started
 _LEAVE_ALONE_S = 60.0
+_COLLECTED_EVERY = (
+    20_000,
+    20,
+    20,
+)  # objects, and generations: a run that holds a thousand tasks leaves few circles behind
+# What code server, daemon, webserver and runs share.
+_SHARED = (
+    "dagster._cli",
+    "dagster._grpc.impl",
+    "dagster._grpc.server",
+    "longshot_dagster.defs.daemon",
+    "longshot_dagster.defs.event_storage",
+    "longshot_dagster.defs.kept_storages",
+    "longshot_dagster.defs.webserver",
+    "sqlalchemy.dialects.sqlite",
+)
 # What runs import while they work. Nothing here starts a thread; pandas would, and only reports need it.
 _LOADED = (
     "dagster._core.execution.api",
+    "dagster._core.instance.factory",
     "dagster._core.launcher.sync_in_memory_run_launcher",
     "dagster._core.run_coordinator.queued_run_coordinator",
+    "dagster._core.storage.legacy_storage",
     "dagster._core.storage.local_compute_log_manager",
-    "dagster._grpc.impl",
+    "dagster._core.storage.root",
+    "dagster._core.storage.sqlite_storage",
+    "dagster._core.system_config.composite_descent",
     "longshot_dagster.adapters.checkpoint",
     "longshot_dagster.adapters.gateway_client",
     "longshot_dagster.adapters.landing",
@@ -37,15 +64,17 @@ _LOADED = (
     "longshot_dagster.adapters.providers",
     "longshot_dagster.adapters.settings",
     "longshot_dagster.adapters.shared_main",
+    "longshot_dagster.adapters.stack",
     "longshot_dagster.adapters.sweeper",
     "longshot_dagster.adapters.worker",
-    "longshot_dagster.defs.event_storage",
-    "longshot_dagster.defs.kept_storages",
     "longshot_dagster.defs.launcher",
     "openai",
     "pydantic_ai",
-    "sqlalchemy.dialects.sqlite",
+    "upath.implementations.local",
 )
+
+
+_jobs: list[dg.JobDefinition] = []  # of the module that the run starter has loaded
 
 
 class ForkedRunLauncher(dg.DefaultRunLauncher):
@@ -106,17 +135,34 @@ def _interrupt(home: Home, run_id: str) -> None:
 # --- in the run starter and its children -----------------------------------------------------------------------------
 
 
-def load(module: str) -> None:
-    """Import all that runs need, and build every job of `module` once."""
+def load_definitions(module: str) -> None:
+    """Import what a run and every service of the stack need, and build every job of `module` once."""
+    for name in _SHARED:
+        importlib.import_module(name)
+    schema.newest_revision()
+    for found in vars(importlib.import_module(module)).values():
+        if isinstance(found, dg.Definitions):
+            _jobs.extend(found.get_repository_def().get_all_jobs())
+
+
+def load() -> None:
+    """Import whatever else runs need, and have the jobs and the instance's configuration work out what they keep."""
     from longshot_dagster.adapters import llm
 
     for name in _LOADED:
         importlib.import_module(name)
     llm.preload()
-    schema.newest_revision()
-    for found in vars(importlib.import_module(module)).values():
-        if isinstance(found, dg.Definitions):
-            found.get_repository_def().get_all_jobs()
+    for job in _jobs:
+        with contextlib.suppress(dg.DagsterError):  # it needs a configuration, which only a run has
+            create_execution_plan(job)
+    with contextlib.suppress(Exception):  # a run says what is wrong with it
+        instance_ref()
+
+
+def serve(module: str, arguments: Sequence[str]) -> None:
+    """Be `python -m module arguments`, in a process that has loaded what it needs."""
+    sys.argv = [module, *arguments]
+    importlib.import_module("dagster._cli" if module == "dagster" else module).main()
 
 
 def execute(run_id: str) -> None:
@@ -126,7 +172,8 @@ def execute(run_id: str) -> None:
     from dagster._utils.hosted_user_process import recon_job_from_origin
     from dagster._utils.interrupts import capture_interrupts
 
-    with capture_interrupts(), dg.DagsterInstance.get() as instance:
+    gc.set_threshold(*_COLLECTED_EVERY)
+    with capture_interrupts(), dg.DagsterInstance.from_ref(instance_ref()) as instance:
         run = instance.get_run_by_id(run_id)
         if run is None or run.job_code_origin is None:
             raise LookupError(f"no such run: {run_id}")
@@ -142,6 +189,17 @@ def execute(run_id: str) -> None:
             instance.report_run_canceled(now)
     if home := _home():
         waking.wake(home)  # an iteration that is done may be what the build waits for
+
+
+def instance_ref() -> InstanceRef:
+    """As `DagsterInstance.get()` has it: most of what opening an instance costs is to read and check dagster.yaml."""
+    directory = Path(os.environ["DAGSTER_HOME"]).expanduser()
+    return _ref_of(str(directory), stamp_at(f"{directory}/dagster.yaml"))
+
+
+@functools.lru_cache(maxsize=1)
+def _ref_of(directory: str, _written: Stamp | None) -> InstanceRef:
+    return InstanceRef.from_dir(directory)
 
 
 def bury(run_id: str, code: int) -> None:

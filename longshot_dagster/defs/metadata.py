@@ -4,12 +4,13 @@ Every text of a model, agent or repository goes through `core/display.py`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 
 import dagster as dg
 
 from longshot_dagster.adapters.ledger import BuildLedger
 from longshot_dagster.core.display import code_block, display, one_line
-from longshot_dagster.core.landing_records import LandingOutcome
+from longshot_dagster.core.landing_records import LandingOutcome, LandingState
 from longshot_dagster.core.last_word import LastWord
 from longshot_dagster.core.models import (
     BuildRequest,
@@ -22,6 +23,7 @@ from longshot_dagster.core.models import (
     Task,
     WorkerRun,
 )
+from longshot_dagster.core.protected import waiting_paths
 from longshot_dagster.core.report import cost, duration
 
 Metadata = dict[str, dg.MetadataValue]
@@ -207,11 +209,24 @@ def _landing_metadata(landing: LandingOutcome) -> Metadata:
     if landing.conflicts:
         with_tasks = f" (with {', '.join(landing.conflict_with)})" if landing.conflict_with else ""
         found["conflicts"] = _listed([f"{c.path}: {c.kind}{with_tasks}" for c in landing.conflicts])
+    if landing.resolutions:
+        found["resolved"] = _listed([r.line for r in landing.resolutions])
+    if landing.approved:
+        given = datetime.fromtimestamp(landing.approved.at, UTC).isoformat(timespec="seconds")
+        found["approved"] = _text(f"{given} by {landing.approved.by}: {', '.join(landing.approved.paths[:20])}")
+    if waits := waiting_paths(landing):
+        found["waits for approval"] = _listed(waits)
     if landing.undone_by:
         found["undone by"] = _text(landing.undone_by)
     if landing.strategy:
         found["strategy"] = _text(landing.strategy)
+    if landing.history:
+        found["landing history"] = _listed(_transition(state, at) for state, at in landing.history)
     return found
+
+
+def _transition(state: LandingState, at: float) -> str:
+    return f"{datetime.fromtimestamp(at, UTC).isoformat(timespec='milliseconds')}: {state.value}"
 
 
 def _run_metadata(run: WorkerRun) -> Metadata:

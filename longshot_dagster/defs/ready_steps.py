@@ -9,8 +9,9 @@ A part of executor.py that has a module of its own for its length: see there for
 import heapq
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
 
 import dagster as dg
 from dagster._core.execution.plan.active import ActiveExecution
@@ -22,12 +23,15 @@ from dagster._core.execution.step_dependency_config import StepDependencyConfig
 from dagster._core.instance.config import PoolGranularity
 from dagster._core.storage.tags import GLOBAL_CONCURRENCY_TAG
 
+from longshot_dagster.core.apart import HeldBack, Start
 from longshot_dagster.defs.event_storage import KeptSqliteEventLogStorage
 
 CLAIM_CHECK_S = 0.5  # Dagster's own back-off between claims grows to 15 s, in which a free slot stays idle
 _TOLD_AGAIN_S = 300.0
+_MOST_TOLD = 50  # of the steps that are held back
 
 _priorities: dict[str, dict[str, int]] = {}
+_apart: dict[str, "Starting"] = {}
 _guard = threading.Lock()
 
 
@@ -38,6 +42,19 @@ def prioritise(run_id: str, priorities: Mapping[str, int]) -> None:
     """
     with _guard:
         _priorities.setdefault(run_id, {}).update(priorities)
+
+
+class Starting(Protocol):
+    """Who decides which waiting tasks may start beside those at work: `adapters/apart.py`."""
+
+    def starting(self, waiting: Sequence[str]) -> AbstractContextManager[Start]: ...
+    def begun(self, tasks: Iterable[str]) -> None: ...
+
+
+def keep_apart(run_id: str, who: Starting) -> None:
+    """Mapped steps of a run are its tasks; those that `who` holds back are in no line for a slot, so that others get it."""
+    with _guard:
+        _apart[run_id] = who
 
 
 class PromptClaims(InstanceConcurrencyContext):
@@ -51,17 +68,24 @@ class PromptClaims(InstanceConcurrencyContext):
         self._next_look: dict[str, float] = {}
         self._limits: dict[str, int | None] = {}
         self._told_at: dict[str, float] = {}
+        self._tasks: dict[str, str] = {}  # waiting step -> its task
+        self._in_line: set[str] = set()
+        self._held_back: dict[str, HeldBack] = {}  # by step
+        self._told_behind: dict[str, str] = {}  # step -> what it was said to wait for
 
     def __exit__(self, *raised: Any) -> None:
         self.withdraw()
         with _guard:
             _priorities.pop(self._run_id, None)
+            _apart.pop(self._run_id, None)
         super().__exit__(*raised)
 
     def wait_for(self, pool: str, step_key: str, mapping_key: str | None, step_priority: int) -> None:
         """Get in line. A task's own priority counts for its slot; else that of run and step, as Dagster adds them."""
         with _guard:
             own = _priorities.get(self._run_id, {}).get(mapping_key or "")
+        if mapping_key:
+            self._tasks[step_key] = mapping_key.replace("_", "-")
         self._waiting.setdefault(pool, {})[step_key] = self._run_priority + step_priority if own is None else own
         self._pending_claims.add(step_key)
         self._next_look[pool] = 0.0
@@ -75,11 +99,39 @@ class PromptClaims(InstanceConcurrencyContext):
             if not waiting or left == 0 or now < self._next_look[pool]:
                 continue
             self._next_look[pool] = now + CLAIM_CHECK_S
-            for step in self._claimed(pool, waiting, left):
+            for step in self._started(pool, waiting, left):
                 del waiting[step]
                 self._pending_claims.discard(step)
+                self._tasks.pop(step, None)
+                self._in_line.discard(step)
+                self._told_behind.pop(step, None)
                 steps.append(step)
         return steps
+
+    def _started(self, pool: str, waiting: Mapping[str, int], at_most: int | None) -> Sequence[str]:
+        """Those that get a slot, of those that may start beside what is at work; the others are in nobody's way."""
+        with _guard:
+            apart = _apart.get(self._run_id)
+        steps = {self._tasks[step]: step for step in waiting if step in self._tasks}
+        if apart is None or not steps:
+            return self._claimed(pool, waiting, at_most)
+        with apart.starting(list(steps)) as start:
+            free = [steps[task] for task in start.order]
+            self._hold_back(free, {steps[task]: behind for task, behind in start.held.items()})
+            others = [step for step in waiting if step not in self._tasks]
+            claimed = self._claimed(pool, {step: waiting[step] for step in (*free, *others)}, at_most)
+            apart.begun(self._tasks[step] for step in claimed if step in self._tasks)
+        return claimed
+
+    def _hold_back(self, free: Iterable[str], held: Mapping[str, HeldBack]) -> None:
+        """A place in line that is not used would keep a slot from others."""
+        for step in self._in_line & held.keys():
+            self._instance.event_log_storage.free_concurrency_slot_for_step(self._run_id, step)
+        self._in_line.difference_update(held)
+        self._in_line.update(free)
+        for step in free:
+            self._held_back.pop(step, None)
+        self._held_back.update(held)
 
     def claim(self, concurrency_key: str, step_key: str, step_priority: int = 0) -> bool:
         """As Dagster asks where tag limits are set: for one step at a time."""
@@ -111,7 +163,12 @@ class PromptClaims(InstanceConcurrencyContext):
     def news(self) -> Iterator[str]:
         """Why steps do not start, a line per pool, now and then; Dagster writes an event per step."""
         now = time.monotonic()
-        for pool, waiting in self._waiting.items():
+        for step, held in list(self._held_back.items())[:_MOST_TOLD]:
+            if step in self._tasks and self._told_behind.get(step) != held.why:
+                self._told_behind[step] = held.why
+                yield f"{held.task} {held.why}"
+        for pool, all_waiting in self._waiting.items():
+            waiting = all_waiting.keys() - self._held_back.keys()
             if not waiting:
                 self._told_at.pop(pool, None)
             elif now - self._told_at.get(pool, -_TOLD_AGAIN_S) >= _TOLD_AGAIN_S:

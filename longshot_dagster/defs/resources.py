@@ -109,8 +109,13 @@ class BuildTools:
     @property
     def landing(self) -> "LandingQueue":
         from longshot_dagster.adapters.landing import LandingQueue
+        from longshot_dagster.adapters.lock_files import LockFiles
 
-        return self._once("landing", lambda: LandingQueue(self.ledger, self.request, self.mirror, self.clock, GATHER_S))
+        def make() -> "LandingQueue":
+            locks = LockFiles(lambda: self.provider, self.request)
+            return LandingQueue(self.ledger, self.request, self.mirror, self.clock, GATHER_S, locks)
+
+        return self._once("landing", make)
 
     @property
     def shared_main(self) -> "SharedMain":

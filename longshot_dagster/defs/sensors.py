@@ -4,7 +4,6 @@ A tick may be repeated or lost at any point: run keys make a launch happen once,
 """
 
 import json
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import TypeGuard
@@ -14,6 +13,7 @@ import dagster as dg
 from longshot_dagster.adapters import leases
 from longshot_dagster.adapters.ledger import BuildLedger
 from longshot_dagster.adapters.shared_main import SharedMain, view_beside_others
+from longshot_dagster.core.clock import Clock, SystemClock
 from longshot_dagster.core.errors import LedgerError, WrongUse
 from longshot_dagster.core.ids import FIX, ROOT
 from longshot_dagster.core.lifecycle import (
@@ -36,6 +36,7 @@ from longshot_dagster.defs.resources import LongshotResource
 from longshot_dagster.defs.task_materialization import close_parent
 from longshot_dagster.defs.ticks import instance_of, longshot_of
 
+CLOCK: Clock = SystemClock()
 RUNNING = dg.DefaultSensorStatus.RUNNING
 _LOST_RUNS = "Marks runs failed whose process has died without a word (its lease is free), so that they are retried."
 _FAILED_RUNS = "Pauses a build, with the reason, when a run of it was cancelled or has failed and is not retried."
@@ -96,18 +97,23 @@ def finalize(context: dg.SensorEvaluationContext) -> dg.SensorResult:
 
 @dg.sensor(minimum_interval_seconds=1, default_status=RUNNING, description=_FAILED_RUNS)
 def failed_runs(context: dg.SensorEvaluationContext) -> dg.SensorResult:
-    longshot, instance = longshot_of(context), instance_of(context)
-    # A clock that was set back must not leave the ends of newer runs behind the cursor.
-    since = newest = min(float(context.cursor or 0), time.time())
+    longshot, instance, now = longshot_of(context), instance_of(context), CLOCK.now()
+    # A clock that was set back leaves ends behind the cursor, and some in the future: then all are looked at, once.
+    seen = float(context.cursor or 0)
+    was_set_back = seen > now
+    since = newest = 0.0 if was_set_back else seen
     ended = dg.RunsFilter(
         statuses=[dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED],
         updated_after=datetime.fromtimestamp(max(0.0, since - _OVERLAP_S), UTC),
+        updated_before=None if was_set_back else datetime.fromtimestamp(now + _OVERLAP_S, UTC),
     )
-    for record in instance.get_run_records(ended, limit=500, order_by="update_timestamp", ascending=True):
-        if undecided(record, time.time()):
+    page = None if was_set_back else 500
+    for record in instance.get_run_records(ended, limit=page, order_by="update_timestamp", ascending=True):
+        if undecided(record, now):
+            newest = seen if was_set_back else newest
             break
         note_end(instance, longshot.ledger(), record.dagster_run)
-        newest = max(newest, record.update_timestamp.timestamp())
+        newest = min(now, max(newest, record.update_timestamp.timestamp()))
     return dg.SensorResult(cursor=str(newest))
 
 
@@ -202,7 +208,7 @@ def _result(
 ) -> dg.SensorResult:
     """Ask for what was not asked for lately: an iteration stays due while it runs, and a tick should stay cheap."""
     asked: dict[str, float] = json.loads(context.cursor or "{}")
-    now = time.time()
+    now = CLOCK.now()
     requests = {str(r.run_key): r for r in due}
     new = [r for key, r in requests.items() if not 0 <= now - asked.get(key, 0.0) <= _ASK_AGAIN_S]
     noted = {key: asked.get(key, now) if requests[key] not in new else now for key in requests}
@@ -221,7 +227,7 @@ def _without_process(instance: dg.DagsterInstance, longshot: LongshotResource) -
     under_way = dg.RunsFilter(statuses=[status.STARTING, status.STARTED, status.CANCELING])
     for record in instance.get_run_records(under_way):
         run = record.dagster_run
-        young = 0 <= time.time() - record.update_timestamp.timestamp() < _LEASE_TAKEN_S
+        young = 0 <= CLOCK.now() - record.update_timestamp.timestamp() < _LEASE_TAKEN_S
         if young or not leases.known(home, run.run_id) or leases.holder(home, run.run_id) is not None:
             continue
         now = instance.get_run_by_id(run.run_id)  # it may have ended properly just before it let go of its lease

@@ -4,7 +4,7 @@ import dagster as dg
 
 from longshot_dagster.core import ids
 from longshot_dagster.core.display import one_line
-from longshot_dagster.core.landing_records import LandingOutcome
+from longshot_dagster.core.landing_records import LandingOutcome, LandingState
 from longshot_dagster.core.models import Handoff, Task
 from longshot_dagster.defs.metadata import Metadata, task_metadata_from
 from longshot_dagster.defs.resources import BuildTools
@@ -32,11 +32,15 @@ def materialization(build: str, task: Task, handoff: Handoff, metadata: Metadata
 
 
 def report_task(context: dg.OpExecutionContext, tools: BuildTools, task: Task, landing: LandingOutcome | None) -> None:
-    """Log the task's record as an event of the current run, and anew the records of tasks that its landing superseded."""
+    """Log the task's record as an event of the current run, and anew the records of tasks that its landing superseded.
+
+    A conflict's fix that had nothing to do has none, but what it was to redo has landed meanwhile.
+    """
     _log(context, tools, task, landing)
+    idle = landing is not None and landing.state is LandingState.NOOP
     for name in task.replaces:
         replaced, outcome = tools.ledger.task(name), tools.ledger.landing(name)
-        if replaced is not None and outcome is not None and outcome.superseded_by == task.id:
+        if replaced is not None and outcome is not None and (idle or outcome.superseded_by == task.id):
             _log(context, tools, replaced, outcome)
 
 

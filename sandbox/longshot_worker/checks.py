@@ -15,6 +15,8 @@ from longshot_worker import commands
 
 NAMES = ("install", "compile", "types", "lint", "test")
 KEEP = 20_000
+Detected = dict[str, tuple[str, str]]  # check -> kind of project, command
+_OF_THE_BRANCH = "[the base has no such check: this one is the branch's own]"
 _NO_TESTS_COLLECTED = 5  # exit code of pytest, and of unittest since 3.12
 _NOT_FOUND = 127  # bash: command not found
 _PLACEHOLDER = "no test specified"  # what `npm init` writes
@@ -43,14 +45,20 @@ class Check:
 
 
 def run_all(
-    path: str, ordered: dict[str, str], timeout_s: float, until: float, only: set[str] | None = None
+    path: str,
+    ordered: dict[str, str],
+    timeout_s: float,
+    until: float,
+    only: set[str] | None = None,
+    before: Detected | None = None,
 ) -> list[Check]:
     """Every check of the project at `path` in order; `until` (monotonic) ends the last one that still runs.
 
-    A command in `ordered` wins over what is detected; `none` skips its check.
+    A command in `ordered` wins over what is detected; `none` skips its check. `before`: what was detected before an
+    agent had its hands on it (None: nobody had). What that found is run, whatever would be found now.
     """
     found = []
-    detected = detect(path)
+    detected = _commands(path, before)
     for name in NAMES:
         command = ordered.get(name, "").strip() or detected.get(name, "")
         if only is not None and name not in only:
@@ -59,8 +67,11 @@ def run_all(
             found.append(
                 Check(name, command, "skipped", output="switched off" if command else "nothing to run was found")
             )
-        else:
-            found.append(_run(name, command, path, min(timeout_s, until - time.monotonic())))
+            continue
+        check = _run(name, command, path, min(timeout_s, until - time.monotonic()))
+        if before is not None and name not in before and not ordered.get(name, "").strip():
+            check = replace(check, output=f"{_OF_THE_BRANCH}\n{check.output}".rstrip()[-KEEP:])
+        found.append(check)
     return found
 
 
@@ -88,11 +99,28 @@ def against_base(
 def detect(path: str) -> dict[str, str]:
     """Commands by check. A Makefile's own targets win; then the language's usual ones. A tool that is
     not in the sandbox makes its check red, which says more than a check that is silently left out."""
-    found: dict[str, str] = {}
-    for detector in (_makefile, _npm, _python, _cargo, _go):
+    return {name: command for name, (_, command) in found_at(path).items()}
+
+
+def found_at(path: str) -> Detected:
+    """The same, each with the kind of project that it comes from."""
+    found: Detected = {}
+    for kind, detector in _KINDS.items():
         for name, command in detector(path).items():
-            found.setdefault(name, command)
+            found.setdefault(name, (kind, command))
     return found
+
+
+def _commands(path: str, before: Detected | None) -> dict[str, str]:
+    """What to run at `path`: of each check that was there before, the same kind's command, be it one that fails now.
+
+    Within its kind a command may follow the project: a first requirement brings a virtual environment with it.
+    """
+    if before is None:
+        return detect(path)
+    now = {kind: detector(path) for kind, detector in _KINDS.items()}
+    kept = {name: now[kind].get(name, command) for name, (kind, command) in before.items()}
+    return detect(path) | kept
 
 
 def _run(name: str, command: str, path: str, timeout_s: float) -> Check:
@@ -206,6 +234,16 @@ def _go(path: str) -> dict[str, str]:
     if not _read(path, "go.mod"):
         return {}
     return {"compile": "go build ./...", "lint": "go vet ./...", "test": "go test ./..."}
+
+
+# In the order in which they win.
+_KINDS: dict[str, Callable[[str], dict[str, str]]] = {
+    "make": _makefile,
+    "npm": _npm,
+    "python": _python,
+    "cargo": _cargo,
+    "go": _go,
+}
 
 
 def _python_tests(path: str) -> bool:

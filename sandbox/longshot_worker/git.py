@@ -50,10 +50,8 @@ class Repo:
         self.base = base
 
     @classmethod
-    def from_bundle(
-        cls, bundle: str, path: str, base: str, branch: str, author: tuple[str, str], start: str | None = None
-    ) -> Repo:
-        """A new repository with `branch` checked out at `start` (None: `base`); no remote, and build output excluded."""
+    def from_bundle(cls, bundle: str, path: str, base: str, branch: str, author: tuple[str, str]) -> Repo:
+        """A new repository with `branch` checked out at `base`; no remote, and build output excluded."""
         os.makedirs(path)
         repo = cls(path, base)
         repo.git("init", "--quiet")
@@ -63,8 +61,12 @@ class Repo:
         with open(os.path.join(path, ".git", "info", "exclude"), "a", encoding="utf-8") as file:
             # Never .gitignore: every branch would change it, and every branch would conflict.
             file.write("\n".join(ARTIFACTS) + "\n")
-        repo.git("checkout", "--quiet", "-B", branch, start or base)
+        repo.git("checkout", "--quiet", "-B", branch, base)
         return repo
+
+    def go_on_from(self, start: str) -> None:
+        """Check out what an interrupted worker had made of the base by commit `start`; still compared with the base."""
+        self.git("reset", "--quiet", "--hard", start)
 
     def collect(self, message: str) -> tuple[str, list[str]]:
         """Commit what the agent left uncommitted; the tip of its work on top of the base, and files left out as too large.

@@ -39,7 +39,11 @@ def carry_out(order: Order, places: Places) -> None:
 
 
 def _work(order: Order, places: Places, until: float) -> dict[str, object]:
-    repo = _checkout(order, places.bundle_in, places.repo, order.start)
+    repo = _checkout(order, places.bundle_in, places.repo)
+    # Before any agent's commit is there: its checks and its instructions are not the branch's to choose.
+    before, task = project_checks.found_at(repo.path), _task(order, repo.path)
+    if order.start:
+        repo.go_on_from(order.start)
     run = _HARNESSES.get(order.harness)
     if run is None:
         return _crashed(order, f"there is no harness {order.harness!r} in this sandbox")
@@ -47,8 +51,8 @@ def _work(order: Order, places: Places, until: float) -> dict[str, object]:
     try:
         events.add("start", task=order.task_id, harness=order.harness, model=order.model, prompt=order.prompt)
         with Relay(places.socket) as relay:
-            harness = run(order, repo.path, _task(order, repo.path), relay.url, events, until - _reserve(order))
-        result = _finish(order, places, repo, harness, until)
+            harness = run(order, repo.path, task, relay.url, events, until - _reserve(order))
+        result = _finish(order, places, repo, harness, until, before)
         events.add("result", status=result["status"], checks=[f"{c['name']}: {c['status']}" for c in result["checks"]])
     finally:
         events.close()
@@ -67,8 +71,15 @@ def _salvage(order: Order, places: Places, until: float) -> dict[str, object]:
     return _finish(order, places, Repo(places.repo, order.base), harness, until)
 
 
-def _finish(order: Order, places: Places, repo: Repo, harness: HarnessResult, until: float) -> dict[str, object]:
-    """Commit, check, bundle."""
+def _finish(
+    order: Order,
+    places: Places,
+    repo: Repo,
+    harness: HarnessResult,
+    until: float,
+    before: project_checks.Detected | None = None,
+) -> dict[str, object]:
+    """Commit, check, bundle. `before`: the checks of the base."""
     head, too_large = repo.collect(order.title or f"{order.task_id}: work the agent left uncommitted")
     changed = repo.changed(head)
     said = read_final(harness.final)
@@ -80,7 +91,7 @@ def _finish(order: Order, places: Places, repo: Repo, harness: HarnessResult, un
     if not changed:
         return result
     if harness.status == "completed":
-        result["checks"] = [c.wire() for c in _check(order, places, repo, until - _grace(order))]
+        result["checks"] = [c.wire() for c in _check(order, places, repo, until - _grace(order), before)]
     repo.bundle(head, places.bundle_out)
     stat = repo.figures(head)
     figures = {
@@ -94,8 +105,10 @@ def _finish(order: Order, places: Places, repo: Repo, harness: HarnessResult, un
     return {**result, "head": head, "commits": repo.commits(head), "metrics": metrics, "conflictMarkers": markers}
 
 
-def _check(order: Order, places: Places, repo: Repo, until: float) -> list[project_checks.Check]:
-    found = project_checks.run_all(repo.path, order.checks, order.check_timeout_s, until)
+def _check(
+    order: Order, places: Places, repo: Repo, until: float, before: project_checks.Detected | None
+) -> list[project_checks.Check]:
+    found = project_checks.run_all(repo.path, order.checks, order.check_timeout_s, until, before=before)
     return project_checks.against_base(
         found,
         lambda: _checkout(order, places.bundle_in, places.base_repo).path,
@@ -105,10 +118,9 @@ def _check(order: Order, places: Places, repo: Repo, until: float) -> list[proje
     )
 
 
-def _checkout(order: Order, bundle: str, path: str, start: str | None = None) -> Repo:
-    """The base, or what an interrupted worker had made of it by `start`; compared with the base either way."""
+def _checkout(order: Order, bundle: str, path: str) -> Repo:
     author = (order.author_name, order.author_email)
-    return Repo.from_bundle(bundle, path, order.base, order.branch or "work", author, start)
+    return Repo.from_bundle(bundle, path, order.base, order.branch or "work", author)
 
 
 def _task(order: Order, repo: str) -> str:

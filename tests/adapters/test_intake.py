@@ -110,6 +110,13 @@ def test_work_of_many_objects_stays_one_pack(world):
     assert git(world.mirror.path, "show", f"{head}:src/f599.py") == "599"
 
 
+@pytest.mark.parametrize("size", [(1 << 20) - 1, 1 << 20, (1 << 20) + 1, 5_000_000])
+def test_a_large_file_that_compresses_well_comes_in(world, size):
+    world.mirror.intake(
+        BUILD, f"r001-{size % 89 + 10}", base := world.mirror.fetch(), world.bundle(base, {"big": "0" * size})
+    )
+
+
 def test_doing_the_task_again_moves_its_ref(world):
     base = world.mirror.fetch()
     world.mirror.intake(BUILD, TASK, base, world.bundle(base, {"src/a.py": "2\n"}))
@@ -281,3 +288,18 @@ def test_a_corrupt_checksum_is_gits_to_refuse(world):
     forge = Forge(world)
     data = forge.bundle(forge.commit(forge.tree(("100644", "x", forge.blob(b"x")))))
     refused(world, data[:-1] + bytes([data[-1] ^ 1]), "refused")
+
+
+@pytest.mark.parametrize(
+    ("said", "room"),
+    [
+        ("git unpack-objects: fatal: unable to write loose object file: No space left on device", False),
+        ("git index-pack: fatal: write error: Disk quota exceeded; more", False),
+        ("git unpack-objects: error: object x: missingNameBeforeEmail", True),
+    ],
+)
+def test_a_full_disk_is_not_the_bundles_fault(said: str, room: bool) -> None:
+    """Refused, it would cost the work that was paid for; so it is taken in again later."""
+    from longshot_dagster.adapters import intake
+
+    assert (intake._NO_ROOM.search(said) is None) is room

@@ -253,7 +253,7 @@ def test_links_that_leave_submodules_and_ci_files_are_withheld(world):
     _, outcome = one(world, ("src/",), edits)
     assert outcome.landed_paths == ("src/a.py",)
     assert set(outcome.withheld_paths) == {"src/passwd", "src/up", ".github/workflows/x.yml"}
-    assert {ConcernKind.UNSAFE_PATH, ConcernKind.OUT_OF_SCOPE} <= kinds(outcome)
+    assert {ConcernKind.UNSAFE_PATH, ConcernKind.PROTECTED} <= kinds(outcome)
 
 
 @pytest.mark.parametrize("strategy", list(MergeStrategy))

@@ -3,13 +3,12 @@
 import errno
 import multiprocessing
 import os
-import tempfile
 import threading
 import time
 
 import pytest
 
-from longshot_dagster.adapters import task_gists
+from longshot_dagster.adapters import documents, task_gists
 from longshot_dagster.adapters.documents import locked
 from longshot_dagster.adapters.ledger import BuildLedger, Ledger
 from longshot_dagster.core.errors import LedgerError, WrongUse
@@ -182,7 +181,7 @@ WRITES = {
 
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EROFS, errno.EIO])
-@pytest.mark.parametrize("call", ["mkstemp", "fsync", "replace"])
+@pytest.mark.parametrize("call", ["new_file", "fsync", "replace"])
 @pytest.mark.parametrize("what", WRITES)
 def test_whichever_write_fails_nothing_is_half_written_and_it_goes_on_once_there_is_room(
     tmp_path, monkeypatch, what, call, error
@@ -200,7 +199,7 @@ def test_whichever_write_fails_nothing_is_half_written_and_it_goes_on_once_there
 
         return tried
 
-    module = tempfile if call == "mkstemp" else os
+    module = documents if call == "new_file" else os
     monkeypatch.setattr(module, call, counted(getattr(module, call)))
     failures = 0
     for failing in range(1, 20):

@@ -27,17 +27,25 @@ from longshot_dagster.version import __version__
 BUILD = "shop-api-7f3k"
 # Written by the release before schema 2, paused in its second round: one task landed, one withheld, one under a
 # subplanner landed, one handed in and queued when it was interrupted, one never begun.
-LEDGER_1 = Path(__file__).parents[1] / "data" / "ledger-1"
+# The same build in schema 2, written by release 0.2.0.
+DATA = Path(__file__).parents[1] / "data"
+
+
+@pytest.fixture(params=["ledger-1", "ledger-2"])
+def written(request: pytest.FixtureRequest) -> Path:
+    """The folder with the build as that version left it."""
+    folder: Path = DATA / request.param
+    return folder
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> World:
+def world(tmp_path: Path, written: Path) -> World:
     """That build in a home of this version, with its repository and its worker's branch in the mirror."""
     found = object.__new__(World)
     found.root, found.origin, found.build, found.plans = tmp_path, tmp_path / "origin.git", BUILD, 2
     found.home = Home(tmp_path / "home")
     there = found.home.builds / BUILD
-    shutil.copytree(LEDGER_1 / BUILD, there)
+    shutil.copytree(written / BUILD, there)
     request = there / "request.json"
     request.write_text(request.read_text(encoding="utf-8").replace("@REPOSITORY@", str(found.origin)), encoding="utf-8")
     git(tmp_path, "init", "-q", "--bare", "-b", "main", str(found.origin))
@@ -50,7 +58,7 @@ def world(tmp_path: Path) -> World:
 
 
 def _import(repository: Path | None) -> None:
-    data = (LEDGER_1 / "repository.fast-export").read_bytes()
+    data = (DATA / "ledger-1" / "repository.fast-export").read_bytes()
     subprocess.run(["git", "fast-import", "--quiet"], cwd=repository, input=data, env=ENV, check=True)
 
 
@@ -84,15 +92,30 @@ def test_what_it_had_handed_in_lands_and_what_had_landed_lands_no_second_time(wo
     assert tasks.split() == ["r001-01", "r001-03-001-01", "r002-01", "r002-02"]
 
 
-def test_once_this_version_has_written_to_it_the_ledger_says_so(world: World) -> None:
-    read = json.loads((LEDGER_1 / BUILD / "request.json").read_text(encoding="utf-8"))
-    assert (read["schema_version"], "written_by" in read) == (1, False)
-    assert world.ledger.request().schema_version == 1
+def test_once_this_version_has_written_to_it_the_ledger_says_so(world: World, written: Path) -> None:
+    read = json.loads((written / BUILD / "request.json").read_text(encoding="utf-8"))
+    known = {"ledger-1": (1, None), "ledger-2": (2, "0.2.0")}[written.name]
+    assert (read["schema_version"], read.get("written_by")) == known
+    assert world.ledger.request().schema_version == known[0]
     world.ledger.update_state(lambda s: s.moved(BuildPhase.RUNNING))
     adopted = world.ledger.request()
     assert (adopted.schema_version, adopted.written_by) == (SCHEMA, __version__)
     changed = {"schema_version", "written_by"}
     assert adopted.model_dump(exclude=changed) == world.request.model_dump(exclude=changed)
+
+
+def test_it_is_shown_as_it_stands(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LONGSHOT_HOME", str(world.home.root))
+    assert main.run(["status", BUILD, "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["phase"], shown["reason"], shown["landed"]) == ("paused", "interrupted by Ctrl-C", 2)
+    stand = {t["task"]: (t["handoff"], t["landing"]) for t in shown["task_list"]}
+    assert stand["r001-01"] == ("complete", "landed") and stand["r002-02"] == ("-", "-")
+    assert main.run(["logs", BUILD]) == 0
+    assert "r001-01" in capsys.readouterr().out
+    assert world.ledger.mended() == [], "an old document without a checksum is no damaged one"
 
 
 @pytest.fixture

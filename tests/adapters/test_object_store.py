@@ -9,7 +9,18 @@ from repositories import bare, git, write
 
 from longshot_dagster.adapters.branch import Branch, commit, read_changes
 from longshot_dagster.adapters.git import Git
-from longshot_dagster.adapters.object_store import GONE, Entry, compare, graft, look_up, read, tree_of
+from longshot_dagster.adapters.object_store import (
+    GONE,
+    Entry,
+    blob_at,
+    compare,
+    graft,
+    look_up,
+    read,
+    read_up_to,
+    sizes,
+    tree_of,
+)
 from longshot_dagster.adapters.object_store import write as write_object
 from longshot_dagster.adapters.targets import queue_identity
 from longshot_dagster.core.errors import RepositoryError
@@ -135,3 +146,30 @@ def test_a_straight_line_of_commits_is_read_as_git_tells_it(origin, monkeypatch)
     merge = git(origin, "commit-tree", "main^{tree}", "-p", tip, "-p", base, "-m", "merge")
     assert len(Branch(Git(origin), base, merge).commits) == len(messages) + 1
     assert not Branch(Git(origin), base, merge).linear
+
+
+def test_an_object_with_a_file_of_its_own_is_read_without_git_and_a_torn_one_is_not_believed(origin, monkeypatch):
+    store = Git(origin)
+    oid = write_object(store, "blob", b"whole\n")
+    path = origin / "objects" / oid[:2] / oid[2:]
+    data = path.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "dialogue", lambda *_: pytest.fail("git was asked"))
+        assert read(store, oid, "blob") == b"whole\n"
+        assert sizes(store, [oid]) == {oid: 6}
+        assert (read_up_to(store, oid, 6), read_up_to(store, oid, 5)) == (b"whole\n", None)
+    path.chmod(0o644)
+    for torn in (b"", data[:-4], b"garbage", data[:-6] + bytes(6)):
+        path.write_bytes(torn)
+        with pytest.raises(RepositoryError):
+            read(Git(origin), oid, "blob")
+    path.write_bytes(data)
+    with pytest.raises(RepositoryError, match="not in the mirror"):
+        read(store, oid, "tree")
+
+
+def test_what_is_at_a_path_of_a_tree(origin):
+    store, tree = Git(origin), git(origin, "rev-parse", "main^{tree}")
+    for path in ("a", "d/b", "d/e/c", "l"):
+        assert blob_at(store, tree, path.encode()) == git(origin, "rev-parse", f"main:{path}")
+    assert [blob_at(store, tree, p) for p in (b"d", b"a/b", b"none", b"d/none/x")] == [None] * 4

@@ -1,5 +1,6 @@
 """A run process is killed while its workers are at work: what they have done is waited for, collected or salvaged."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -19,6 +20,7 @@ from scripted_chat import calls, done  # isort: skip - found through `worked`
 
 from longshot_dagster.adapters import order_run
 from longshot_dagster.adapters.exclusive import claim
+from longshot_dagster.adapters.leftovers import Leftovers
 from longshot_dagster.adapters.recovery import Begun
 from longshot_dagster.adapters.sandbox_local import LocalProvider
 from longshot_dagster.core import contract
@@ -318,6 +320,22 @@ def test_sandboxes_of_another_version_or_repository_or_past_their_lifetime_are_o
     assert handoff.status is HandoffStatus.COMPLETE
     assert [i.id for i in left.list({})] == [other.id]
     other.terminate()
+
+
+def test_work_in_a_sandbox_whose_lifetime_was_over_before_anybody_came_back_is_kept(
+    tmp_path: Path, socket: Path
+) -> None:
+    build = Build(tmp_path, socket, [calls(RAISE_PRICE), done()], isolation=Isolation.NONE, **NO_CHECKS)
+    result = contract.RESULT.lstrip("/")
+    with build.chat:
+        dies_at_work(build, False, lambda: any(build.home.sandboxes.glob(f"sb-*/root/{result}")))
+        (meta,) = build.home.sandboxes.glob("sb-*/meta.json")
+        meta.write_text(json.dumps(json.loads(meta.read_text()) | {"ends_at": 1.0}))
+        assert Leftovers(build.home, None).found() == [], "`longshot clean` leaves it to whoever goes on"
+        before = asked(build)
+        assert build.runner.run(build.task(), lambda: False).files_changed == ["app.py"]
+        assert asked(build) == before
+    assert list(build.home.sandboxes.iterdir()) == []
 
 
 def test_work_that_a_person_has_set_aside_is_not_collected_again(tmp_path: Path, socket: Path) -> None:

@@ -1,5 +1,6 @@
 """A build brought back from its checkpoint alone: what returns, what is done again, and what a hostile one may not do."""
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -9,6 +10,7 @@ from repositories import BUILD, World, bare, commit_on, files_at, git
 
 from longshot_dagster.adapters.home import Home
 from longshot_dagster.adapters.ledger import BuildLedger
+from longshot_dagster.adapters.mirror import Mirror
 from longshot_dagster.adapters.orchestrator import DOCUMENT, identity
 from longshot_dagster.adapters.restoring import Restoring, behind
 from longshot_dagster.adapters.settings import resolve
@@ -26,10 +28,29 @@ REF = f"refs/longshot/{BUILD}"
 FILES = {"a.py": "a = 1\n", "b.py": "b = 1\n", "c.py": "c = 1\n"}
 
 
+@pytest.fixture(scope="module")
+def half(tmp_path_factory: pytest.TempPathFactory) -> tuple[World, Path]:
+    """Made once, and a copy of it that no test touches."""
+    root = tmp_path_factory.mktemp("half") / "at"
+    made = half_done(World(root / "one", bare(root / "origin.git", FILES)))
+    shutil.copytree(root, root.with_name("kept"), symlinks=True)
+    return made, root
+
+
 @pytest.fixture
-def world(tmp_path: Path) -> World:
-    """Half a build: one task landed, one withheld, one in conflict, one never begun; all pushed."""
-    return half_done(World(tmp_path / "one", bare(tmp_path / "origin.git", FILES)))
+def world(half: tuple[World, Path]) -> World:
+    """Half a build: one task landed, one withheld, one in conflict, one never begun; all pushed.
+
+    Put back where it was made, since it knows its own path.
+    """
+    made, root = half
+    shutil.rmtree(root)
+    shutil.copytree(root.with_name("kept"), root, symlinks=True)
+    name = made.home.root / "orchestrator"  # which holds its own inode, so that a copied home is another one
+    name.write_text(f"{name.read_text().split()[0]} {name.stat().st_ino}\n")
+    found = copy.copy(made)
+    found.mirror = Mirror(found.home, found.request.target)
+    return found
 
 
 @pytest.fixture(scope="module")

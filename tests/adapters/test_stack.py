@@ -145,6 +145,22 @@ def test_the_login_files_are_for_their_owner_only(served: Served) -> None:
     assert all(f.stat().st_mode & 0o077 == 0 for f in folder.iterdir())
 
 
+def test_the_services_are_children_of_the_supervisor_with_a_name_a_session_and_a_log_of_their_own(
+    served: Served,
+) -> None:
+    words = {"code server": b"grpc", "daemon": b"longshot_dagster.defs.daemon", "webserver": b"--port"}
+    for name, word in words.items():
+        pid = served.info.children[name]
+        stat = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        assert (int(stat[1]), int(stat[3])) == (served.process.pid, pid)
+        assert word in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        logged = Path(f"/proc/{pid}/fd/2").readlink()
+        assert logged == served.home.logs / f"{name.replace(' ', '-')}.log"
+    fds = {str(fd.readlink()) for fd in Path(f"/proc/{served.info.children['run starter']}/fd").iterdir()}
+    assert not [fd for fd in fds if fd.endswith(".db")]
+    assert len(list(Path(f"/proc/{served.info.children['run starter']}/task").iterdir())) == 1
+
+
 def test_no_child_holds_a_key(served: Served) -> None:
     for pid in served.info.children.values():
         environ = Path(f"/proc/{pid}/environ").read_bytes()

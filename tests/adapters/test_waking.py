@@ -46,6 +46,31 @@ def test_a_word_said_before_or_during_the_wait_ends_it_but_not_before_the_sensor
     home.leave_runtime()
 
 
+def test_while_nothing_is_to_be_done_the_wait_goes_on_until_a_word_comes(home: Home) -> None:
+    asked: list[float] = []
+
+    def still(waited_s: float) -> bool:
+        asked.append(waited_s)
+        wake(home)
+        return True
+
+    listening = Listening(home, lambda: False, 0.0, still)
+    assert 0.1 <= took(listening, 0.1) < 30
+    assert len(asked) == 1
+    assert asked[0] >= 0.1
+    listening.close()
+    home.leave_runtime()
+
+
+def test_the_wait_ends_when_something_is_to_be_done(home: Home) -> None:
+    answers = [True, False]
+    listening = Listening(home, lambda: False, 0.0, lambda _: answers.pop(0))
+    assert took(listening, 0.1) >= 1.0  # however short the first wait was, nobody asks without a pause
+    assert answers == []
+    listening.close()
+    home.leave_runtime()
+
+
 def test_a_daemon_that_is_to_stop_waits_no_longer(home: Home) -> None:
     listening = Listening(home, lambda: True, 1.0)
     assert took(listening, 60) < 30

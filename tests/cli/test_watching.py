@@ -1,7 +1,9 @@
 """What a person is told while a build runs: each fact once, when it is new."""
 
+import os
 from pathlib import Path
 
+from longshot_dagster.adapters import task_gists
 from longshot_dagster.adapters.ledger import BuildLedger, Ledger
 from longshot_dagster.cli.watching import BuildWatch
 from longshot_dagster.core.ids import IterationKey
@@ -51,6 +53,24 @@ def test_every_fact_is_told_once(tmp_path: Path) -> None:
     assert watch.look() == ["root.001 failed: 401", "paused: 401"]
     assert watch.look() == []
     assert watch.tally.line(61) == "root.001, 0 at work, 1 handed off, 1 landed, 0 tokens, 1 min 01 s"
+
+
+def test_a_task_that_landed_long_ago_is_not_looked_at_until_it_is_taken_up_again(tmp_path: Path) -> None:
+    ledger = ledger_with_plan(tmp_path)
+    ledger.save_handoff(Handoff(task_id="r001-01", status=HandoffStatus.COMPLETE, summary="done"))
+    ledger.save_landing(LandingOutcome(task="r001-01", state=LandingState.LANDED, landed_paths=("a",)))
+    folder = tmp_path / "b" / "tasks"
+    for old in (folder / "r001-01", folder):
+        os.utime(old, (1, 1))
+    watch = BuildWatch(ledger)
+    assert watch.look()[-1] == "r001-01 landed 1 file"
+    assert watch.look() == []
+    hidden = LandingOutcome(task="r001-01", state=LandingState.CONFLICT, reason="nobody says so")
+    (folder / "r001-01" / "landing.json").write_bytes(hidden.model_dump_json().encode())
+    (folder / "r001-01" / "new").touch()
+    assert watch.look() == []  # the price of one look at the folder of all tasks
+    task_gists.touch(tmp_path / "b")
+    assert watch.look() == ["r001-01 conflict: nobody says so"]
 
 
 def test_a_watch_that_begins_late_catches_up(tmp_path: Path) -> None:

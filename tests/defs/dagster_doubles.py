@@ -2,6 +2,7 @@
 
 import hashlib
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,7 @@ from longshot_dagster.core.models import (
     Target,
     TargetKind,
     Task,
+    TaskKind,
     WorkerRun,
 )
 from longshot_dagster.core.settings import Settings
@@ -63,6 +65,7 @@ def instance_config(directory: Path) -> dict[str, object]:
         "concurrency": {"pools": {"granularity": "op"}},
         "run_retries": {"enabled": True, "max_retries": 3, "retry_on_asset_or_op_failure": False},
         "telemetry": {"enabled": False},
+        "python_logs": {"python_log_level": "INFO"},
     }
 
 
@@ -74,13 +77,18 @@ class Script:
     statuses: Mapping[str, HandoffStatus] = field(default_factory=dict)
     worker_raises: Mapping[str, Exception] = field(default_factory=dict)
     conflicts: frozenset[str] = frozenset()
+    merges_by_now: frozenset[str] = frozenset()  # of those in conflict
+    kind: TaskKind = TaskKind.PLAN
     waits_for_cancel: bool = False
     check: CheckStatus = CheckStatus.GREEN
     replaces: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # task -> tasks it supersedes by landing
+    exclusive: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    works_until: Mapping[str, Callable[["Script"], bool]] = field(default_factory=dict)  # by task, looked at for 30 s
     working: threading.Event = field(default_factory=threading.Event)
     planned: list[str] = field(default_factory=list)
     worked: list[str] = field(default_factory=list)
     landed: list[str] = field(default_factory=list)
+    in_order: list[str] = field(default_factory=list)  # `begins TASK` and `lands TASK`
     swept: list[str] = field(default_factory=list)
 
 
@@ -133,6 +141,8 @@ class ScriptedTools(BuildTools):
                 scope=(scope,),
                 branch=f"worker/{key.build}/{task_id(key, n)}",
                 replaces=self.script.replaces.get(task_id(key, n), ()),
+                kind=self.script.kind,
+                exclusive=self.script.exclusive.get(task_id(key, n), ()),
             )
             for n, scope in enumerate(wanted, 1)
         )
@@ -143,7 +153,11 @@ class ScriptedTools(BuildTools):
         if earlier := self.ledger.handoff(task.id):
             return earlier
         self.script.worked.append(task.id)
+        self.script.in_order.append(f"begins {task.id}")
         self.script.working.set()
+        done, give_up_at = self.script.works_until.get(task.id, lambda _: True), time.monotonic() + 30
+        while not done(self.script) and time.monotonic() < give_up_at:
+            threading.Event().wait(0.01)
         while self.script.waits_for_cancel:
             if cancelled():
                 raise Cancelled("asked to stop")
@@ -177,11 +191,14 @@ class ScriptedTools(BuildTools):
         earlier = self.ledger.landing(task.id)
         if earlier and earlier.settled:
             return earlier
+        self.script.in_order.append(f"lands {task.id}")
         state = LandingState.LANDED
         if handoff.status is not HandoffStatus.COMPLETE:
             state = LandingState.WITHHELD
         elif task.id in self.script.conflicts:
             state = LandingState.CONFLICT
+        elif (run := self.ledger.run(task.id)) and run.harness == "none":
+            state = LandingState.NOOP
         else:
             self.script.landed.append(task.id)
         queued = LandingOutcome(task=task.id, state=LandingState.QUEUED)
@@ -193,6 +210,14 @@ class ScriptedTools(BuildTools):
             changes = {"superseded_by": task.id}
             self.ledger.save_landing(replaced.moved(LandingState.SUPERSEDED, self.clock.now(), **changes))
         return outcome
+
+    def look_again(self, *tasks: str) -> list[LandingOutcome | None]:
+        for name in self.script.merges_by_now.intersection(tasks):
+            outcome = self.ledger.landing(name)
+            if outcome is not None and outcome.state is LandingState.CONFLICT:
+                now = self.clock.now()
+                self.ledger.save_landing(outcome.moved(LandingState.QUEUED, now).moved(LandingState.LANDED, now))
+        return [self.ledger.landing(name) for name in tasks]
 
     def forget_work(self, build: str, tasks: Sequence[str]) -> None:
         pass

@@ -71,7 +71,8 @@ def minute(home: Home, instance: dg.DagsterInstance, at: float) -> Any:
         scheduled_execution_time=datetime.fromtimestamp(at, UTC),
         resources={"longshot": LongshotResource(home=str(home.root))},
     )
-    return backlog.recurring_backlog(context)
+    with context:  # unlike a sensor's, it opens an instance of its own
+        return backlog.recurring_backlog(context)
 
 
 def settled(home: Home, instance: dg.DagsterInstance, clock: SetClock) -> list[dg.RunRequest]:

@@ -2,13 +2,17 @@
 
 import contextlib
 import json
+import os
+import shutil
 import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
+from dagster._core.events import DagsterEvent, DagsterEventType, StepMaterializationData
 from sqlalchemy.exc import OperationalError
 
 from longshot_dagster.defs import event_storage
@@ -19,6 +23,7 @@ LIMIT, PROCESSES, CLAIMS = 2, 6, 10
 _CLAIMS = """
 import multiprocessing, os, sys, time
 from pathlib import Path
+from typing import Any
 from longshot_dagster.defs.event_storage import KeptSqliteEventLogStorage
 directory, processes, claims = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 fork = multiprocessing.get_context("fork")
@@ -72,7 +77,9 @@ def pool(instance: dg.DagsterInstance) -> KeptSqliteEventLogStorage:
     return storage
 
 
-def claim(storage: KeptSqliteEventLogStorage, run: str, *steps: str, priority: int = 0, at_most: int | None = None):
+def claim(
+    storage: KeptSqliteEventLogStorage, run: str, *steps: str, priority: int = 0, at_most: int | None = None
+) -> tuple[str, ...]:
     return storage.claim_slots("two", run, dict.fromkeys(steps, priority), 0, at_most).steps
 
 
@@ -133,6 +140,25 @@ def test_a_lowered_limit_holds_once_the_busy_ones_have_ended(pool: KeptSqliteEve
     assert sum(taken) == 1 and len(info.claimed_slots) == info.slot_count == 1
 
 
+def test_a_long_line_is_not_compared_with_every_slot(pool: KeptSqliteEventLogStorage) -> None:
+    pool.set_concurrency_slots("two", 100)
+    steps = dict.fromkeys((f"step[{n}]" for n in range(1_000)), 0)
+    held = list(pool.claim_slots("two", "a", steps, 0, None).steps)
+    assert held == list(steps)[:100]
+    counted: list[int] = []
+    with pool.index_connection() as connection:
+        driver = connection.connection.driver_connection
+    assert driver is not None
+    driver.set_progress_handler(lambda: counted.append(1), 1_000)
+    for step in held[:3]:
+        pool.free_concurrency_slot_for_step("a", step)
+        waiting = {s: 0 for s in steps if s not in held}
+        held += pool.claim_slots("two", "a", waiting, 99, None).steps
+    driver.set_progress_handler(None, 1_000)
+    assert held[100:] == ["step[100]", "step[101]", "step[102]"]
+    assert len(counted) < 300  # thousands of instructions of the database; compared with each, over two thousand
+
+
 def test_without_a_limit_everybody_starts_and_nobody_is_left_in_line(pool: KeptSqliteEventLogStorage) -> None:
     claim(pool, "a", "busy")
     assert claim(pool, "b", "b1", "b2") == ()
@@ -160,6 +186,31 @@ def test_more_runs_than_connections_are_written_and_read(
     assert [len(instance.event_log_storage.get_logs_for_run(run_id)) for run_id in runs] == [2] * 4
 
 
+@pytest.mark.parametrize("opened", [False, True])
+def test_a_forked_process_opens_the_event_log_itself(tmp_path: Path, _empty_databases: Path, opened: bool) -> None:
+    shutil.copytree(_empty_databases / "event_log_storage", tmp_path / "events")
+    storage = KeptSqliteEventLogStorage(str(tmp_path / "events"))
+    if opened:
+        storage.set_concurrency_slots("two", 1)
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            storage.set_concurrency_slots("two", 2)
+            code = 0
+        except RuntimeError:  # what it inherited is left as it is, and one of its own works
+            storage.dispose()
+            own = KeptSqliteEventLogStorage(str(tmp_path / "events"))
+            own.set_concurrency_slots("two", 2)
+            own.dispose()
+            code = 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == (2 if opened else 0)
+    assert storage.get_concurrency_info("two").slot_count == 2
+    storage.dispose()
+
+
 def test_what_was_wiped_is_gone(instance: dg.DagsterInstance) -> None:
     run_id = "00000000-0000-4000-8000-000000000000"
     instance.report_engine_event("noted", run_id=run_id, job_name="job")
@@ -171,6 +222,22 @@ def _said(path: Path) -> list[str]:
     """What is in the run's database, asked of the file and not of the storage that writes it."""
     with contextlib.closing(sqlite3.connect(path)) as connection:
         return [message for (message,) in connection.execute("SELECT event FROM event_logs ORDER BY id")]
+
+
+def test_a_partition_that_is_taken_away_is_gone_also_for_a_run_at_work(instance: dg.DagsterInstance) -> None:
+    storage = instance.event_log_storage
+    assert isinstance(storage, KeptSqliteEventLogStorage)
+    with storage.gathering():
+        assert not instance.has_dynamic_partition("builds", "b")
+        instance.add_dynamic_partitions("builds", ["b"])
+        assert [instance.has_dynamic_partition("builds", "b") for _ in range(2)] == [True, True]
+        instance.delete_dynamic_partition("builds", "b")
+        assert not instance.has_dynamic_partition("builds", "b")
+        instance.add_dynamic_partitions("builds", ["b"])
+        assert instance.has_dynamic_partition("builds", "b")
+    with dg.DagsterInstance.from_ref(instance.get_ref()) as another:
+        another.delete_dynamic_partition("builds", "b")
+    assert not instance.has_dynamic_partition("builds", "b")
 
 
 def test_events_of_steps_are_written_together_and_never_after_what_came_later(instance: dg.DagsterInstance) -> None:
@@ -210,3 +277,74 @@ def test_events_that_cannot_be_written_wait_until_they_can(
             storage.get_logs_for_run(run_id)
         full[0] = False
         assert [e.message for e in storage.get_logs_for_run(run_id)] == ["kept"]
+
+
+def test_records_of_an_asset_are_written_together_as_they_would_be_alone(
+    instance: dg.DagsterInstance, tmp_path: Path
+) -> None:
+    storage = instance.event_log_storage
+    assert isinstance(storage, KeptSqliteEventLogStorage)
+    run = instance.create_run_for_job(dg.job(name="empty")(lambda: None))
+    index = Path(storage.path_for_shard("index"))
+    report(instance, run, "alone", "a0")
+    with storage.gathering():
+        for n in range(3):
+            report(instance, run, "together", f"a{n}")
+        assert found(instance, "together") == ["a0", "a1", "a2"]  # this process sees them at once
+        report(instance, run, "together", "a3")
+        instance.report_run_failed(run, message="failed")
+        assert sum("together" in text for text in _said(index)) == 4  # and others before they see how the run ended
+        report(instance, run, "together", "a4")
+    assert found(instance, "together") == [f"a{n}" for n in range(5)]
+    newest = instance.get_latest_materialization_event(dg.AssetKey("together"))
+    assert newest is not None and newest.dagster_event is not None
+    assert newest.dagster_event.partition == "a4"
+    assert instance.get_materialized_partitions(dg.AssetKey("together")) == {f"a{n}" for n in range(5)}
+    assert instance.get_event_tags_for_asset(
+        dg.AssetKey("together"), filter_event_id=last_id(instance, "together")
+    ) == [{"dagster/data_version": "a4"}]
+    logged = [e.dagster_event for e in storage.get_logs_for_run(run.run_id)]
+    assert [e.partition for e in logged if e and e.asset_key] == ["a0", "a0", "a1", "a2", "a3", "a4"]
+
+
+def test_records_that_cannot_be_written_wait_until_they_can(
+    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = instance.event_log_storage
+    assert isinstance(storage, KeptSqliteEventLogStorage)
+    run = instance.create_run_for_job(dg.job(name="empty")(lambda: None))
+    full, room = [True], storage._store_asset_event
+
+    def store(*arguments: Any) -> None:
+        if full[0]:
+            raise OperationalError("INSERT", {}, sqlite3.OperationalError("database or disk is full"))
+        room(*arguments)
+
+    monkeypatch.setattr(storage, "_store_asset_event", store)
+    with storage.gathering():
+        report(instance, run, "kept", "a")
+        with pytest.raises(OperationalError):
+            found(instance, "kept")
+        full[0] = False
+        report(instance, run, "kept", "b")
+        assert found(instance, "kept") == ["a", "b"]
+
+
+def report(instance: dg.DagsterInstance, run: dg.DagsterRun, asset: str, partition: str) -> None:
+    materialization = dg.AssetMaterialization(asset, partition=partition, tags={"dagster/data_version": partition})
+    event = DagsterEvent(
+        DagsterEventType.ASSET_MATERIALIZATION.value,
+        "empty",
+        event_specific_data=StepMaterializationData(materialization),
+    )
+    instance.report_dagster_event(event, run.run_id)
+
+
+def found(instance: dg.DagsterInstance, asset: str) -> list[str | None]:
+    """Partitions of the asset's records in the index, oldest first."""
+    records = instance.fetch_materializations(dg.AssetKey(asset), limit=10, ascending=True).records
+    return [record.partition_key for record in records]
+
+
+def last_id(instance: dg.DagsterInstance, asset: str) -> int:
+    return instance.fetch_materializations(dg.AssetKey(asset), limit=1).records[0].storage_id

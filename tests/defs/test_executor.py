@@ -1,6 +1,8 @@
 """The contract of the threaded executor: the same events as Dagster's own executors, and what only it promises."""
 
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +12,7 @@ from pathlib import Path
 import dagster as dg
 import dagster_jobs
 import pytest
+from dagster_doubles import instance_config
 
 from longshot_dagster.adapters import leases
 from longshot_dagster.adapters.home import Home
@@ -35,7 +38,7 @@ def events_of(shape: str, executor: str, instance: dg.DagsterInstance) -> tuple[
 
 
 def test_the_private_modules_were_written_for_this_version_of_dagster() -> None:
-    look_at = "defs/executor.py, defs/ready_steps.py, defs/event_storage.py and defs/launcher.py"
+    look_at = "defs/executor.py, defs/ready_steps.py, defs/run_context.py, defs/event_storage.py and defs/launcher.py"
     assert dg.__version__ == "1.13.27", f"compare {look_at} with what they take the place of; then change this line"
 
 
@@ -85,6 +88,34 @@ def execute(name: str, instance: dg.DagsterInstance) -> dg.JobExecutionResult:
 @pytest.mark.parametrize("shape", sorted(dagster_jobs.SHAPES))
 def test_a_job_has_the_same_events_as_in_process(shape: str, instance: dg.DagsterInstance) -> None:
     assert events_of(shape, "threaded", instance) == events_of(shape, "in_process", instance)
+
+
+def test_what_is_stored_of_an_event_is_the_same_whether_or_not_it_is_printed_as_well(
+    tmp_path: Path, _empty_databases: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    stored, printed = [], []
+    for level in ("DEBUG", "INFO"):
+        directory = tmp_path / level
+        shutil.copytree(_empty_databases, directory)
+        config = {**instance_config(directory), "python_logs": {"python_log_level": level}}
+        with dg.instance_for_test(temp_dir=str(directory), overrides=config) as instance:
+            job = dg.build_reconstructable_job(
+                "dagster_jobs",
+                "build",
+                ("retried", "threaded"),
+                reconstructor_working_directory=str(Path(__file__).parent),
+            )
+            with dg.execute_job(job, instance=instance) as result:
+                entries = [e for e in instance.all_logs(result.run_id) if e.step_key and e.is_dagster_event]
+        stored.append(
+            [
+                (e.level, re.sub(r"\d+(\.\d+)?m?s", "", e.user_message), e.step_key, e.job_name, e.dagster_event_type)
+                for e in entries
+            ]
+        )
+        printed.append("STEP_START" in capfd.readouterr().err)
+    assert stored[0] == stored[1] and len(stored[0]) > 4
+    assert printed == [True, False]
 
 
 def test_mapped_steps_start_in_the_order_of_their_outputs_and_landings_first(instance: dg.DagsterInstance) -> None:

@@ -17,7 +17,9 @@ from longshot_dagster.core.models import (
     BuildPhase,
     CheckStatus,
     HandoffStatus,
+    RepoState,
     Sweep,
+    TaskKind,
 )
 from longshot_dagster.defs.iteration import await_retried, complete, sweep_main
 
@@ -222,6 +224,33 @@ def test_what_does_not_land_is_a_result(instance: dg.DagsterInstance, home: Home
         "r001-02": LandingState.CONFLICT,
         "r001-03": LandingState.LANDED,
     }
+
+
+def test_a_conflict_that_merges_by_now_lands_before_a_fix_is_planned(instance: dg.DagsterInstance, home: Home) -> None:
+    script = Script(plans={"root.001": ["a.py", "b.py"]}, conflicts=frozenset({"r001-01", "r001-02"}))
+    begin(home, script)
+    assert run(instance, home).success
+    script.merges_by_now = frozenset({"r001-01"})
+    assert run(instance, home, IterationKey(BUILD, "fix", 1)).success
+    assert str(record_of(instance, "r001-01").metadata["landing"].value).startswith("landed")
+    assert str(record_of(instance, "r001-02").metadata["landing"].value).startswith("conflict")
+
+
+def test_a_fix_of_what_merges_by_now_needs_no_worker(instance: dg.DagsterInstance, home: Home) -> None:
+    script = Script(plans={"root.001": ["a.py"], "fix.001": ["a.py"]}, conflicts=frozenset({"r001-01"}))
+    ledger = begin(home, script)
+    assert run(instance, home).success
+    script.replaces, script.kind = {"f001-01": ("r001-01",)}, TaskKind.CONFLICT_FIX
+    key = IterationKey(BUILD, "fix", 1)
+    state = RepoState(head="1" * 40, branch="main", files=1, tree=(), log=())
+    ledger.open_iteration(key)
+    ledger.freeze_plan(key, ScriptedTools(home, BUILD).plan(key, state, ledger.view()))
+    script.merges_by_now = frozenset({"r001-01"})
+    assert run(instance, home, key).success
+    assert script.worked == ["r001-01"]
+    assert str(record_of(instance, "r001-01").metadata["landing"].value).startswith("landed")
+    handoff = fresh(home).handoff("f001-01")
+    assert handoff is not None and handoff.status is HandoffStatus.COMPLETE
 
 
 def test_a_landing_that_supersedes_another_task_renews_that_tasks_record(

@@ -16,10 +16,10 @@ import launched_jobs
 import pytest
 from dagster._core.errors import DagsterInvariantViolationError
 
-from longshot_dagster.adapters import leases, processes, run_starter
+from longshot_dagster.adapters import leases, processes, run_starter, supervised
 from longshot_dagster.adapters.home import Home
 from longshot_dagster.adapters.shipped import shipped
-from longshot_dagster.defs.launcher import ForkedRunLauncher
+from longshot_dagster.defs.launcher import ForkedRunLauncher, instance_ref
 
 ENDED = (dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
 
@@ -137,6 +137,20 @@ def test_the_run_starter_has_one_thread_and_has_opened_nothing(place: Place) -> 
     assert [f for f in (str(fd.readlink()) for fd in (proc / "fd").iterdir()) if f.endswith(".db")] == []
 
 
+def test_what_the_instance_is_made_of_is_read_again_once_it_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    found, known = [], instance_ref()
+    for level in ("INFO", "WARNING"):
+        (tmp_path / "dagster.yaml").write_text(f"python_logs: {{python_log_level: {level}}}")
+        known, before = instance_ref(), known
+        assert known is not before
+        assert instance_ref() is known
+        found.append(known.settings["python_logs"])
+    assert found == [{"python_log_level": "INFO"}, {"python_log_level": "WARNING"}]
+
+
 def test_a_failed_step_fails_the_run(place: Place) -> None:
     assert place.ended(place.launched(launched_jobs.refusing)) == "FAILURE"
 
@@ -193,6 +207,65 @@ def test_whatever_else_is_said_to_it_starts_nothing(place: Place, said: bytes) -
         asker.connect(str(run_starter.socket_path(place.home)))
         asker.sendall(said)
         asker.shutdown(socket.SHUT_WR)
+        assert _rest(asker) == b""
+    assert place.starter.poll() is None
+
+
+@pytest.fixture
+def adopting() -> Iterator[None]:
+    assert supervised.adopting(True)
+    yield
+    supervised.adopting(False)
+
+
+def _asked(tmp_path: Path, parent: int, *arguments: str) -> run_starter.Serve:
+    return run_starter.Serve(argv=["-m", "served_module", *arguments], log=str(tmp_path / "service.log"), parent=parent)
+
+
+@pytest.mark.usefixtures("adopting")
+def test_a_service_is_a_fork_that_becomes_a_child_of_whoever_asks(place: Place, tmp_path: Path) -> None:
+    asked = _asked(tmp_path, os.getpid(), "--word", "here")
+    pid = run_starter.have_served(place.home, asked, 60, lambda: True)
+    assert pid
+    service, log = supervised.Adopted(pid), tmp_path / "service.log"
+    until(lambda: log.exists() and log.read_text().endswith("\n"))
+    said = json.loads(log.read_text())
+    assert (said["parent"], said["session"], said["arguments"]) == (os.getpid(), pid, ["--word", "here"])
+    assert said["modules"] is True  # loaded before it was forked
+    assert b"served_module" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    of_the_starter = {str(fd.readlink()) for fd in Path(f"/proc/{place.starter.pid}/fd").iterdir()}
+    assert not of_the_starter & set(said["sockets"])
+    assert service.poll() is None
+    service.terminate()
+    assert service.wait() == 7  # it says so itself
+    assert service.poll() == 7
+
+
+@pytest.mark.usefixtures("adopting")
+def test_a_service_whose_asker_has_gone_or_is_not_its_parent_does_not_start(place: Place, tmp_path: Path) -> None:
+    assert run_starter.have_served(place.home, _asked(tmp_path, os.getpid() + 1), 60, lambda: True) is None
+    with socket.socket(socket.AF_UNIX) as asker:
+        asker.connect(str(run_starter.socket_path(place.home)))
+        asker.sendall(json.dumps({"serve": _asked(tmp_path, os.getpid())}).encode() + b"\n")
+        pid = json.loads(asker.recv(4096))["pid"]
+    assert supervised.Adopted(pid).wait() == 0
+    log = tmp_path / "service.log"
+    assert not log.exists() or log.read_text() == ""
+
+
+def test_nobody_waits_for_a_service_longer_than_there_is_hope(tmp_path: Path) -> None:
+    home = Home(tmp_path / "nobody")
+    assert run_starter.have_served(home, _asked(tmp_path, 1), 0.2, lambda: True) is None
+    hopes = [True, False]
+    assert run_starter.have_served(home, _asked(tmp_path, 1), 60, lambda: hopes.pop(0)) is None
+    home.leave_runtime()
+
+
+@pytest.mark.parametrize("serve", [[], {}, {"argv": ["x"]}, {"argv": ["-c", "1"], "log": "x", "parent": 1}])
+def test_what_is_no_service_is_not_served(place: Place, serve: object) -> None:
+    with socket.socket(socket.AF_UNIX) as asker:
+        asker.connect(str(run_starter.socket_path(place.home)))
+        asker.sendall(json.dumps({"serve": serve}).encode() + b"\n")
         assert _rest(asker) == b""
     assert place.starter.poll() is None
 

@@ -263,6 +263,103 @@ def test_a_finalization_that_crashed_runs_under_a_new_key_once_resumed(
     assert keys(tick(sensors.finalize, home, instance)) == [f"{BUILD}#finalize.001.2"]
 
 
+class Clock:
+    """A wall clock that a test sets."""
+
+    def __init__(self) -> None:
+        self.at = time.time()
+
+    def now(self) -> float:
+        return self.at
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        raise AssertionError("a sensor waits for nothing")
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(sensors, "CLOCK", clock)
+    return clock
+
+
+def test_a_lost_launch_is_asked_for_again_at_once_when_the_clock_was_set_back(
+    home: Home, instance: dg.DagsterInstance, clock: Clock
+) -> None:
+    begin(home, Script())
+    clock.at += 3600
+    first = tick(sensors.replan, home, instance)
+    clock.at += 30
+    second = tick(sensors.replan, home, instance, first.cursor)
+    assert keys(second) == []
+    clock.at -= 3600
+    third = tick(sensors.replan, home, instance, second.cursor)
+    assert keys(third) == [f"{ROOT_1}#1"]
+    clock.at += 30
+    assert keys(tick(sensors.replan, home, instance, third.cursor)) == []
+
+
+def test_the_end_of_a_run_is_noted_though_the_clock_was_set_back_long_before(
+    home: Home, instance: dg.DagsterInstance, clock: Clock
+) -> None:
+    """By an hour, and no sensor has looked for half of one."""
+    begin(home, Script())
+    cursor = str(clock.at + 1800)
+    ended(instance, dg.DagsterRunStatus.FAILURE)
+    clock.at += 1790
+    cursor = tick(sensors.failed_runs, home, instance, cursor).cursor
+    assert fresh(home).state().phase is BuildPhase.PAUSED
+    assert float(cursor) <= clock.at
+
+
+def test_the_end_of_a_run_that_lies_in_the_future_is_noted_once(
+    home: Home, instance: dg.DagsterInstance, clock: Clock
+) -> None:
+    ledger = begin(home, Script())
+    ended(instance, dg.DagsterRunStatus.FAILURE)
+    cursor = str(clock.at)
+    clock.at -= 3600
+    cursor = tick(sensors.failed_runs, home, instance, cursor).cursor
+    assert ledger.state().phase is BuildPhase.PAUSED
+    assert float(cursor) == clock.at
+    clock.at += 5
+    seen: list[str] = []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sensors, "note_end", lambda *_: seen.append("noted"))
+        tick(sensors.failed_runs, home, instance, cursor)
+    assert seen == [], "it would be at every tick for an hour"
+
+
+def test_an_end_that_is_not_decided_yet_is_not_passed_over_when_the_clock_was_set_back(
+    home: Home, instance: dg.DagsterInstance, clock: Clock
+) -> None:
+    begin(home, Script())
+    run = ended(instance, dg.DagsterRunStatus.FAILURE)
+    untagged = dg.DagsterRun(job_name="planning_iteration", run_id=str(uuid4()), status=dg.DagsterRunStatus.FAILURE)
+    instance.add_run(untagged)
+    cursor = str(clock.at + 3600)
+    clock.at = time.time()
+    assert tick(sensors.failed_runs, home, instance, cursor).cursor == cursor
+    assert run.tags["dagster/will_retry"] == "false"
+    clock.at += 5
+    assert float(tick(sensors.failed_runs, home, instance, cursor).cursor) < clock.at
+
+
+def test_a_run_of_the_future_whose_process_is_gone_is_marked_failed(
+    home: Home, instance: dg.DagsterInstance, clock: Clock
+) -> None:
+    lost = ended(instance, dg.DagsterRunStatus.STARTED)
+    (Path(home.leases) / f"run-{lost.run_id}").write_text("1", encoding="utf-8")
+    tick(sensors.lost_runs, home, instance)
+    assert [r.status for r in instance.get_runs()] == [dg.DagsterRunStatus.STARTED], "it has just started"
+    clock.at -= 3600
+    tick(sensors.lost_runs, home, instance)
+    assert [r.status for r in instance.get_runs()] == [dg.DagsterRunStatus.FAILURE]
+
+
 @pytest.mark.parametrize("status", [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED])
 def test_a_run_whose_process_is_gone_is_marked_failed(
     home: Home, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, status: dg.DagsterRunStatus

@@ -73,7 +73,8 @@ def test_work_that_was_interrupted_is_gone_on_with_and_compared_with_the_base(re
     data = (tmp_path / "half.bundle").read_bytes().replace(b"refs/heads/worker/b/r001-01\n", b"refs/heads/base\n", 1)
     (tmp_path / "half.bundle").write_bytes(data)
     author, bundle = ("w", "w@x.invalid"), str(tmp_path / "half.bundle")
-    again = Repo.from_bundle(bundle, str(tmp_path / "again"), repo.base, "worker/b/r001-01", author, half)
+    again = Repo.from_bundle(bundle, str(tmp_path / "again"), repo.base, "worker/b/r001-01", author)
+    again.go_on_from(half)
     (Path(again.path) / "rest.txt").write_text("z\n")
     head, _ = again.collect("rest")
     assert paths(again, head) == {"half.txt", "rest.txt"} and again.commits(head) == 2
