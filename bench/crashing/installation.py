@@ -112,13 +112,17 @@ class Installation:
         self.exit_code = code
 
     def longshot(self, *arguments: str) -> int:
+        return self.command(*arguments).wait()
+
+    def command(self, *arguments: str) -> "subprocess.Popen[bytes]":
+        """`longshot` as it has just been started."""
         environ = {name: value for name, value in os.environ.items() if name in _KEPT}
         environ |= {"LONGSHOT_HOME": str(self.home.root), "LONGSHOT_UI_PORT": "0", **self.settings}
         argv = [sys.executable, "-m", "longshot_dagster.cli.main", *arguments]
         with (self.folder / "longshot.log").open("ab") as log:
-            return subprocess.run(
-                argv, cwd=self.folder, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=False
-            ).returncode
+            return subprocess.Popen(
+                argv, cwd=self.folder, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
 
     def down(self) -> list[str]:
         """Stop the stack; what of it lives on, as command lines."""

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Self
 
 EVERY_S = 0.2
+_UNSURE = 5  # looks: between fork and exec, or until it says what it is, a process is called what its parent is
 _PATIENCE_S = 20.0
 _PR_SET_CHILD_SUBREAPER = 36
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
@@ -43,6 +44,7 @@ class Seen:
     cpu_s: float = 0.0
     rss: float = 0.0
     peak: float = 0.0
+    looks: int = 0
 
 
 @dataclass
@@ -84,6 +86,12 @@ class Account:
         runs = [seen for seen in self._seen.values() if seen.role == "run"]
         self.runs, self.run_peak_mb = len(runs), max((run.peak for run in runs), default=0.0)
 
+    def so_far_s(self) -> float:
+        """CPU seconds until now, of what lives with all that it has waited for, and of what has ended."""
+        stats = _below(self._me, self.leave_out).values()
+        living = sum(int(stat[at]) for stat in stats for at in (11, 12, 13, 14)) * _TICK_S
+        return living + _ended_s() - self._before - self._spared
+
     def spare(self, seconds: float) -> None:
         """CPU of a child that was left out and has been waited for: it is in the kernel's account."""
         self._spared += seconds
@@ -97,9 +105,10 @@ class Account:
         whose = {pid: (pid, stat[19].decode()) for pid, stat in found.items()}
         for pid, stat in found.items():
             seen = self._seen.get(whose[pid])
-            if seen is None:
+            if seen is None or (seen.looks < _UNSURE and stat[0] != b"Z"):
                 above = self._seen.get(whose.get(int(stat[1]), (0, "")))
-                seen = self._seen[whose[pid]] = Seen(_role(pid, above), int(stat[1]))
+                looks = seen.looks + 1 if seen else 1
+                seen = self._seen[whose[pid]] = Seen(_role(pid, above), int(stat[1]), looks=looks)
             seen.cpu_s = (int(stat[11]) + int(stat[12])) * _TICK_S
             seen.rss, seen.peak = _memory(pid, seen)
         now = sum(self._seen[key].rss for key in whose.values())

@@ -80,7 +80,7 @@ class Host:
                 wanted = header["tags"].items()
                 found = [s for s in self._sandboxes.values() if wanted <= s.tags.items()]
                 shown = [{"id": s.id, "tags": s.tags, "created_at": s.created_at} for s in found]
-                return wire.message({"sandboxes": shown})
+                return wire.message({"sandboxes": shown, "at_work": sum(map(_is_at_work, found))})
             case "terminate":
                 _kill(here[0])
                 self._sandboxes.pop(here[0].id, None)
@@ -140,6 +140,10 @@ class Host:
 def _leave(sandbox: _Sandbox, order: dict[str, Any], result: dict[str, Any]) -> None:
     whole = {"taskId": order["taskId"], "status": "complete", **result}
     sandbox.files[contract.RESULT] = json.dumps(whole).encode()
+
+
+def _is_at_work(sandbox: _Sandbox) -> bool:
+    return sandbox.command is not None and not sandbox.command.done()
 
 
 def _kill(sandbox: _Sandbox) -> None:

@@ -67,6 +67,11 @@ class FleetProvider:
             found = line.ask({"op": "list", "tags": dict(tags)})[0]["sandboxes"]
         return [SandboxInfo(f["id"], f["tags"], f["created_at"]) for f in found]
 
+    def at_work(self) -> int:
+        """Sandboxes in which a command runs."""
+        with contextlib.closing(_Line(self._host)) as line:
+            return int(line.ask({"op": "list", "tags": {}})[0]["at_work"])
+
 
 class FleetSandbox:
     def __init__(self, sandbox_id: str, line: "_Line") -> None:
