@@ -19,7 +19,7 @@ from longshot_dagster.adapters.ledger import BuildLedger
 
 REPLANS_AFTER = 3  # handoffs, and the root planner is asked again
 PHASES = ("plan", "dispatch", "ledger write", "push", "sweep")
-_TEMPORARY = re.compile(r"\.(?P<name>[a-z_]+\.json)\.\w+")
+_TEMPORARY = re.compile(r"\.(?P<name>[a-z_]+\.json)\.[\w-]+")
 _NUDGE_S = 10.0  # without the moment: let more work finish
 _PLANS_S = 40.0  # from handoffs to the planner's next round on a machine that is busy
 _STOCK = 5  # workers more than have to be at work, so that some can finish

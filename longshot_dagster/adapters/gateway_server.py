@@ -262,6 +262,9 @@ class GatewayServer:
         path = await self._open_socket(build, key)
         timeout_s = asked.get("timeout_s")
         self._counts.open(build, key, int(asked.get("budget") or 0), float(timeout_s) if timeout_s else None)
+        # Killed a moment later, the next gateway opens this socket again. A full disk is told by whoever closes it.
+        with contextlib.suppress(OSError):
+            await self._written()
         return web.json_response({"path": path, "usage": vars(self._counts.usage(build, key))})
 
     async def _control_close(self, request: web.Request) -> web.Response:

@@ -356,6 +356,17 @@ def test_counts_and_sockets_survive_a_killed_gateway(home: Home) -> None:
         assert ask(path)[0] == 403
 
 
+def test_a_socket_that_was_opened_just_before_the_gateway_was_killed_is_served_again(home: Home) -> None:
+    with serving(constantly(says("hello"))) as model:
+        gateway = started(home, model.url)
+        pid = gateway.status()["pid"]
+        path = gateway.open("b-1", "r001-01", 200)
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: not gateway.alive())
+        started(home, model.url)
+        assert ask(path)[0] == 200
+
+
 def test_whoever_asks_while_the_supervisor_brings_a_killed_gateway_back_waits_for_it(home: Home) -> None:
     with serving(constantly(says("hello"))) as model, claim(home.root / "stack.lock") as supervising:
         assert supervising
