@@ -47,6 +47,7 @@ class Footprint:
         self._me = os.getpid()
         self._last: dict[int, Process] = {}
         self._kinds: dict[tuple[int, str], Kind] = {}
+        self._seen_first: dict[tuple[int, str], float] = {}  # seen of children that their parent has yet to wait for
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="footprint", daemon=True)
 
@@ -61,18 +62,18 @@ class Footprint:
         """Waits for what is still ending; call it when everything was told to stop."""
         self._over.set()
         self._thread.join()
-        self._look()
+        self.count(_below(self._me))
         _reap(time.monotonic() + _PATIENCE_S)
-        self._look()
+        self.count(_below(self._me))
         self.total_s = _ended_s() - self._before
         _adopt_orphans(False)
 
     def _watch(self) -> None:
         while not self._over.wait(EVERY_S):
-            self._look()
+            self.count(_below(self._me))
 
-    def _look(self) -> None:
-        now = _below(self._me)
+    def count(self, now: dict[int, Process]) -> None:
+        """One look: this process and those below it, by pid. Nothing stands still while it is taken."""
         gone = {pid: p for pid, p in self._last.items() if pid not in now or now[pid].started != p.started}
         for pid, process in now.items():
             before = self._last.get(pid)
@@ -82,9 +83,12 @@ class Footprint:
             if pid != self._me:
                 self.cpu_s[kind] += process.own - (before.own if before else 0.0)
             lost = {p: found for p, found in gone.items() if found.parent == pid}
-            unseen = process.waited - (before.waited if before else 0.0) - sum(_tree(p, gone) for p in lost)
+            known = self._seen_first.pop((pid, process.started), 0.0) + sum(_tree(p, gone) for p in lost)
+            unseen = process.waited - (before.waited if before else 0.0) - known
             if unseen > 0:
                 self.cpu_s[self._unseen(kind, lost)] += unseen
+            elif unseen < 0:  # a child ended after its parent was read in this look: its time is still to come
+                self._seen_first[(pid, process.started)] = -unseen
         self.peak_rss_mb = max(self.peak_rss_mb, sum(p.rss_mb for pid, p in now.items() if pid != self._me))
         self._last = now
 

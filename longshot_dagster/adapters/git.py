@@ -5,6 +5,7 @@ Two kinds of commands. Local ones work on our own bare mirrors and read no confi
 """
 
 import contextlib
+import fcntl
 import functools
 import os
 import re
@@ -124,7 +125,7 @@ class Git:
         Raises RepositoryError, one line, for an exit code not in `ok`, at the timeout, or when git is not installed.
         """
         timeout_s = timeout_s or (NETWORK_TIMEOUT_S if self.network else LOCAL_TIMEOUT_S)
-        with self._place(), _given(stdin) as given, tempfile.TemporaryFile() as errors:
+        with self._place(), _given(stdin) as given, _complaints() as errors:
             process = self._start(args, given, into or subprocess.PIPE, errors, env)
             with process, _deadline(process, timeout_s) as expired:
                 _limit(process, limits)
@@ -229,6 +230,14 @@ def objects(directory: Path) -> "Iterator[git.Repo]":
         yield repo
     finally:
         repo.close()
+
+
+@contextlib.contextmanager
+def _complaints() -> Iterator[IO[bytes]]:
+    """Where git and its helpers say what went wrong: each at the end, because not every kernel makes a place for each."""
+    with tempfile.TemporaryFile() as file:
+        fcntl.fcntl(file, fcntl.F_SETFL, fcntl.fcntl(file, fcntl.F_GETFL) | os.O_APPEND)
+        yield file
 
 
 @contextlib.contextmanager

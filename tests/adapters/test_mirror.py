@@ -325,3 +325,10 @@ def test_a_command_that_hangs_is_killed_and_one_that_floods_is_cut(tmp_path):
 )
 def test_gits_complaint_becomes_one_line_without_credentials(err, line):
     assert reason(err) == line
+
+
+def test_two_that_complain_at_once_do_not_write_over_each_other():
+    """A push and its helper share one file of errors: each line goes to the end of it."""
+    said = Git().run("-c", "alias.looked=!cat /proc/self/fdinfo/2", "looked").text
+    flags = next(line for line in said.splitlines() if line.startswith("flags:"))
+    assert int(flags.split()[1], 8) & os.O_APPEND

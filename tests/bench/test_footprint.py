@@ -1,6 +1,7 @@
 """CPU and memory of a tree of processes, by kind; measured in a process of its own, because orphans come to it."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from restoring.footprint import Footprint, Process
 
 BENCH = Path(__file__).resolve().parent.parent.parent / "bench"
 _PROGRAM = """
@@ -18,6 +20,7 @@ with Footprint() as used:
     subprocess.run(["bash", "-c", sys.argv[2]], check=True)
 print(json.dumps({"cpu": used.cpu_s, "total": used.total_s, "rss": used.peak_rss_mb}))
 """
+ABSENT = 1 << 23  # more than a pid can be
 BURN = "for ((i=0;i<{0};i++)); do :; done"
 
 
@@ -28,6 +31,10 @@ def measured(script: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(done.stdout)
     assert sum(found["cpu"].values()) == pytest.approx(found["total"], abs=0.1, rel=0.1)
     return found
+
+
+def process(own: float = 0.0, waited: float = 0.0) -> Process:
+    return Process(parent=os.getpid(), started="1", name="sh", own=own, waited=waited, rss_mb=1.0)
 
 
 def test_each_kind_of_process_has_its_own_account(tmp_path: Path) -> None:
@@ -52,3 +59,12 @@ def test_commands_too_short_to_be_seen_are_gits() -> None:
 def test_what_leaves_its_parent_is_still_counted() -> None:
     found = measured(f"setsid -f bash -c '{BURN.format(180_000)}' >/dev/null 2>&1")
     assert found["cpu"]["orchestrator"] > 0.1
+
+
+def test_a_child_that_ended_while_its_parent_was_being_read_is_counted_once() -> None:
+    """The parent's line was read before it waited, the child's not at all; the next look finds what was waited for."""
+    used = Footprint()
+    used.count({os.getpid(): process(), ABSENT: process(own=0.5)})
+    for waited in (0.0, 0.5, 0.75):
+        used.count({os.getpid(): process(waited=waited)})
+    assert sum(used.cpu_s.values()) == 0.75
