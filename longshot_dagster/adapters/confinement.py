@@ -40,7 +40,7 @@ _ETC = (
     "localtime",
 )
 _MERGED = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
-_OWN = ("tmp", "work", "longshot", "etc", "proc", "dev", "usr", AGENT_HOME.lstrip("/"))
+_OWN = ("tmp", "workspace", "longshot", "etc", "proc", "dev", "usr", AGENT_HOME.lstrip("/"))
 
 # `ulimit -f` counts blocks of 512 bytes. A limit that is already lower than ours stays.
 _LIMITED = (
@@ -71,6 +71,8 @@ class Bubblewrap:
         enforces_cpu=False,
         enforces_memory=False,
         survives_client=False,
+        sockets=True,
+        layers=True,
     )
 
     def prepare(self, root: Path, sockets: Mapping[str, str]) -> None:
@@ -116,6 +118,7 @@ class Unconfined:
         enforces_cpu=False,
         enforces_memory=False,
         survives_client=False,
+        sockets=True,
     )
 
     def prepare(self, root: Path, sockets: Mapping[str, str]) -> None:

@@ -30,7 +30,7 @@ _UNPACK_S = 60.0
 _MAX_FILES = 50_000
 _KEPT = 50
 _UNPACK = (
-    'root="${LONGSHOT_SANDBOX_ROOT:-}"; rm -rf "$root/work/repo"; '
+    'root="${LONGSHOT_SANDBOX_ROOT:-}"; rm -rf "$root/workspace/repo"; '
     f'exec git clone -q -b base "$root{contract.BUNDLE_IN}" "$root{contract.REPO}"'
 )
 
@@ -105,7 +105,7 @@ class LockFiles:
             end_sandboxes(provider, tags)  # of a lander that was killed
             with sandbox_for(provider, self._request.settings, tags, _UNPACK_S + TOOL_S * len(jobs)) as sandbox:
                 sandbox.write(contract.BUNDLE_IN, _bundle(git, base))
-                ran = sandbox.exec(["/bin/sh", "-c", _UNPACK], cwd="/work", timeout_s=_UNPACK_S)
+                ran = sandbox.exec(["/bin/sh", "-c", _UNPACK], cwd="/workspace", timeout_s=_UNPACK_S)
                 if ran.exit_code:
                     raise SandboxError(f"it could not be unpacked: exit code {ran.exit_code}")
                 has_network = self._request.settings.sandbox_network is Network.OPEN

@@ -16,9 +16,11 @@ import shutil
 import signal
 import stat
 import subprocess
+import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -130,7 +132,7 @@ class LocalSandbox:
         timeout_s: float,
         cwd: str | None = None,
         env: Mapping[str, str] | None = None,
-        stdin: bytes | None = None,
+        stdin: bytes | Iterable[bytes] | None = None,
         on_output: Callable[[Stream, bytes], None] | None = None,
         cancelled: Callable[[], bool] | None = None,
         keep_bytes: int = 1 << 20,
@@ -176,7 +178,7 @@ class LocalSandbox:
         except OSError as e:
             raise SandboxError(f"cannot write {path} in sandbox {self.id}: {e.strerror}") from e
 
-    def read(self, path: str, *, max_bytes: int) -> bytes:
+    def read(self, path: str, *, max_bytes: int = 32 << 20) -> bytes:
         self._alive()
         try:
             with _parent_of(self.root, path, create=False) as (parent, name):
@@ -189,6 +191,12 @@ class LocalSandbox:
         if len(data) > max_bytes:
             raise TooLarge(f"{path} in sandbox {self.id} is larger than {max_bytes:,} bytes")
         return data
+
+    def snapshot(self) -> str:
+        raise SandboxRefused("local sandboxes without bubblewrap 0.11 make no snapshots")
+
+    def cost(self) -> Decimal | None:
+        return None
 
     def terminate(self) -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -276,7 +284,7 @@ class _Outcome:
 
 def _attend(
     process: "subprocess.Popen[bytes]",
-    stdin: bytes | None,
+    stdin: bytes | Iterable[bytes] | None,
     deadline: float,
     on_output: Callable[[Stream, bytes], None] | None,
     cancelled: Callable[[], bool] | None,
@@ -284,12 +292,15 @@ def _attend(
 ) -> _Outcome:
     """Feed and drain `process` until it has ended and said everything, `deadline` passes, or `cancelled()`."""
     outcome = _Outcome(keep_bytes)
-    pending = memoryview(stdin or b"")
+    pending = memoryview(stdin if isinstance(stdin, bytes) else b"")
     with selectors.DefaultSelector() as selector:
         for name, pipe in (("stdout", process.stdout), ("stderr", process.stderr)):
             os.set_blocking(cast(IO[bytes], pipe).fileno(), False)
             selector.register(cast(IO[bytes], pipe), selectors.EVENT_READ, name)
-        if process.stdin is not None:
+        if process.stdin is not None and stdin is not None and not isinstance(stdin, bytes):
+            threading.Thread(target=_pour, args=(stdin, os.dup(process.stdin.fileno())), daemon=True).start()
+            process.stdin.close()
+        elif process.stdin is not None:
             os.set_blocking(process.stdin.fileno(), False)
             selector.register(process.stdin, selectors.EVENT_WRITE, "stdin")
         while True:
@@ -315,6 +326,15 @@ def _attend(
                     process.wait(min(_POLL_S, max(0.0, left)))
             if not speaking and process.poll() is not None:
                 return outcome
+
+
+def _pour(chunks: Iterable[bytes], pipe: int) -> None:
+    """Feed a command whatever comes, until there is no more of it, or the command has ended."""
+    with contextlib.suppress(OSError), os.fdopen(pipe, "wb", buffering=0) as sink:
+        for chunk in chunks:
+            view = memoryview(chunk)
+            while view:
+                view = view[sink.write(view) :]
 
 
 def _drain(pipe: IO[bytes]) -> bytes | None:

@@ -25,7 +25,7 @@ from longshot_dagster.adapters.installed_providers import installed_providers
 from longshot_dagster.core.display import display, one_line
 from longshot_dagster.core.endpoints import Endpoint, parse_endpoints
 from longshot_dagster.core.errors import WrongUse
-from longshot_dagster.core.settings import Origin, Provider, Settings
+from longshot_dagster.core.settings import HarnessName, Origin, Provider, Settings
 
 FIELDS = {name.upper(): (name, info) for name, info in Settings.model_fields.items()}
 ENDPOINT_NAMES = ("LLM_BASE_URL", "LLM_API_KEY", "LLM_ENDPOINTS")
@@ -69,6 +69,7 @@ ONLY_OURS = ("LONGSHOT_", "FINALIZATION_")
 # A repository must not decide how well its agents are locked in, what they may land unseen, where the work goes, nor what it may cost.
 NOT_FOR_TARGETS = (
     *("git_repo_url", "sandbox_provider", "sandbox_isolation", "sandbox_network", "sandbox_readable"),
+    *("sandbox_allow", "sandbox_image", "sandbox_creates_per_second", "harness_package", "harness_command"),
     *("max_tokens_per_build", "llm_price_in", "llm_price_out", "protected_paths"),
 )
 _SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL")
@@ -357,15 +358,21 @@ def _parsed(name: str, value: object, origin: Origin) -> object:
         return kind(_choice(name, text, value, origin, [str(member.value) for member in kind]))
     if not isinstance(value, str):
         raise _wrong(name, value, origin, "is not a text")
+    if name == "harness":
+        return _choice(name, text, value, origin, [str(member.value) for member in HarnessName])
     return _provider(text, value, origin) if name == "sandbox_provider" else text
 
 
 def _provider(text: str, value: object, origin: Origin) -> str:
-    """The name of a provider that is built in or installed."""
+    """One provider that is built in or installed, or several with their weights."""
     known = [str(member.value) for member in Provider]
-    if text.lower() not in known:
-        known += installed_providers()  # looked for only now: it reads the metadata of every installed package
-    return _choice("sandbox_provider", text, value, origin, known)
+    found = []
+    for entry in text.lower().split(","):
+        name, colon, weight = entry.strip().partition(":")
+        if name not in known:
+            known += installed_providers()  # looked for only now: it reads the metadata of every installed package
+        found.append(_choice("sandbox_provider", name, value, origin, known) + colon + weight)
+    return ",".join(found)
 
 
 def _choice(name: str, text: str, value: object, origin: Origin, choices: Sequence[str]) -> str:

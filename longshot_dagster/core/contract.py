@@ -42,7 +42,7 @@ OUT = "/longshot/out"
 RESULT = "/longshot/out/result.json"
 BUNDLE_OUT = "/longshot/out/work.bundle"
 TRANSCRIPT = "/longshot/out/transcript.jsonl"
-REPO = "/work/repo"
+REPO = "/workspace/repo"
 
 BASE_REF = "refs/heads/base"
 WORK_REF = "refs/heads/work"

@@ -3,6 +3,7 @@
 A field's environment variable is its name in capitals. `adapters/settings.py` reads the environment; nothing else does.
 """
 
+import re
 from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -11,8 +12,13 @@ from longshot_dagster.core.errors import WrongUse
 from longshot_dagster.core.path_lists import path_list
 
 # Places of a sandbox's own: below the first, nothing of the host may lie; the second, nothing of the host may cover.
-_SANDBOXES_OWN = ("work/repo", "work/base", "longshot", "etc", "proc", "dev", "sys")
-_ROOTS = ("work", "tmp", "home", "home/agent", "root", "usr", "var")
+_SANDBOXES_OWN = ("workspace", "longshot", "etc", "proc", "dev", "sys")
+REGISTRIES = (
+    *("pypi.org", "files.pythonhosted.org", "registry.npmjs.org"),
+    *("index.crates.io", "static.crates.io", "proxy.golang.org", "sum.golang.org"),
+)
+_ROOTS = ("tmp", "home", "home/agent", "root", "usr", "var")
+_NAME = r"^[a-z0-9][a-z0-9_-]{0,39}$"
 
 
 class Origin(StrEnum):
@@ -50,15 +56,25 @@ class Provider(StrEnum):
     AUTO = "auto"
     LOCAL = "local"
     MODAL = "modal"
+    DOCKER = "docker"
+    E2B = "e2b"
 
 
 class HarnessName(StrEnum):
+    """The coding agents that are built in; an installed package may bring others."""
+
     AUTO = "auto"
     BUILTIN = "builtin"
+    PI = "pi"
+    OPENCODE = "opencode"
+    CODEX = "codex"
+    CLAUDE_CODE = "claude-code"
+    COMMAND = "command"
 
 
 class Network(StrEnum):
     NONE = "none"
+    ALLOWLIST = "allowlist"
     OPEN = "open"
 
 
@@ -97,11 +113,24 @@ class Settings(BaseModel):
 
     sandbox_provider: str = Field(
         default=Provider.AUTO.value,
-        pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$",
-        description="where workers run: auto, local, modal, or a provider that an installed package brings",
+        description="where workers run: auto, local, modal, docker, e2b, or a provider that an installed package brings; "
+        "several share the work by weight: modal:3,local:1",
+    )
+    sandbox_image: str = Field(
+        default="",
+        description="image or template that sandboxes are made of, by the provider's own name; empty: Longshot's",
+    )
+    sandbox_creates_per_second: float = Field(
+        default=5, gt=0, le=1000, description="sandboxes that one process asks a remote provider for in a second"
     )
     sandbox_network: Network = Field(
-        default=Network.NONE, description="what a worker may reach beside its model: none, open"
+        default=Network.NONE,
+        description="what a worker may reach beside its model: none, allowlist (SANDBOX_ALLOW), open",
+    )
+    sandbox_allow: str = Field(
+        default="default",
+        description="hosts that SANDBOX_NETWORK=allowlist lets workers reach by HTTPS, names or `*.name`, `,` between them; "
+        "default: the package registries of Python, JavaScript, Rust and Go",
     )
     sandbox_isolation: Isolation = Field(
         default=Isolation.AUTO,
@@ -117,7 +146,19 @@ class Settings(BaseModel):
         default=300, ge=1, description="seconds without a sign of life before a worker is ended"
     )
 
-    harness: HarnessName = Field(default=HarnessName.AUTO, description="coding agent: auto, builtin")
+    harness: str = Field(
+        default=HarnessName.AUTO.value,
+        pattern=_NAME,
+        description="coding agent: auto (pi where it can run, else builtin), builtin, pi, opencode, codex, claude-code, "
+        "command, or one that an installed package brings",
+    )
+    harness_package: str = Field(
+        default="",
+        description="npm package of the coding agent with its exact version, `name@1.2.3`; empty: the tried one",
+    )
+    harness_command: str = Field(
+        default="", description="of HARNESS=command: what to run, as a JSON list of words or a line for a shell"
+    )
 
     git_main_branch: str = Field(
         default="main", min_length=1, description="branch of the target that work starts from and lands on"
@@ -176,6 +217,17 @@ class Settings(BaseModel):
     )
 
     @property
+    def providers(self) -> dict[str, float]:
+        """Weight by name, in the order given."""
+        return {
+            name: float(weight or 1) for name, _, weight in (e.partition(":") for e in _listed(self.sandbox_provider))
+        }
+
+    @property
+    def allowed_hosts(self) -> tuple[str, ...]:
+        return REGISTRIES if self.sandbox_allow == "default" else _listed(self.sandbox_allow)
+
+    @property
     def rungs(self) -> frozenset[RungName]:
         return frozenset(RungName(name) for name in _listed(self.conflict_rungs) if name != "none")
 
@@ -186,6 +238,37 @@ class Settings(BaseModel):
     @property
     def readable_folders(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(path for path in self.sandbox_readable.split(":") if path))
+
+    @field_validator("sandbox_provider")
+    @classmethod
+    def _providers(cls, value: str) -> str:
+        entries = _listed(value)
+        if not entries or not all(
+            re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,39}(:[0-9]{1,4}(\.[0-9]{1,3})?)?", e) for e in entries
+        ):
+            raise ValueError("is not a provider's name, or several with weights like modal:3,local:1")
+        names = [entry.partition(":")[0] for entry in entries]
+        if len(set(names)) < len(names) or (Provider.AUTO in names and len(names) > 1):
+            raise ValueError("names a provider twice, or auto beside another")
+        return ",".join(entries)
+
+    @field_validator("sandbox_allow")
+    @classmethod
+    def _hosts(cls, value: str) -> str:
+        label = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
+        for host in _listed(value) if value != "default" else ():
+            if not re.fullmatch(rf"(\*\.)?{label}(\.{label})+", host) or host.rpartition(".")[2].isdigit():
+                raise ValueError(f"cannot hold {host[:80]!r}: a host is a name like files.example.org or *.example.org")
+        return value
+
+    @field_validator("harness_package")
+    @classmethod
+    def _package(cls, value: str) -> str:
+        if value and not re.fullmatch(
+            r"(@[a-z0-9][a-z0-9._-]*/)?[a-z0-9][a-z0-9._-]*@[0-9]+\.[0-9]+\.[0-9]+[0-9A-Za-z.-]*", value
+        ):
+            raise ValueError("is not an npm package with its exact version, like @scope/name@1.2.3")
+        return value
 
     @field_validator("conflict_rungs")
     @classmethod

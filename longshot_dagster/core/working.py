@@ -49,7 +49,7 @@ class Beginning:
 
 def harness_of(settings: Settings) -> str:
     """`auto` is the built-in agent."""
-    return HarnessName.BUILTIN.value if settings.harness is HarnessName.AUTO else settings.harness.value
+    return HarnessName.BUILTIN.value if settings.harness == HarnessName.AUTO else settings.harness
 
 
 def work_order(

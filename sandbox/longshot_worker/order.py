@@ -94,8 +94,8 @@ class Places:
 
     @property
     def repo(self) -> str:
-        return self.root + "/work/repo"
+        return self.root + "/workspace/repo"
 
     @property
     def base_repo(self) -> str:
-        return self.root + "/work/base"
+        return self.root + "/workspace/base"

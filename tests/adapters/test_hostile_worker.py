@@ -40,7 +40,7 @@ HOSTILE = r"""
 import hashlib, json, os, struct, subprocess, sys, zlib
 NASTY = json.loads(sys.argv[1])
 OUT, BASE = "/longshot/out/", json.load(open("/longshot/order.json"))["base"]
-os.chdir("/work/repo")
+os.chdir("/workspace/repo")
 def git(*args, stdin=b"", **env):
     ran = subprocess.run(["git", *args], input=stdin, stdout=subprocess.PIPE, check=True, env={**os.environ, **env})
     return ran.stdout.decode().strip()

@@ -53,7 +53,7 @@ def test_a_provider_of_an_installed_package_is_chosen_by_its_name_in_any_case(tm
 
 
 def test_what_nobody_brings_is_refused_with_the_names_there_are() -> None:
-    known = r"SANDBOX_PROVIDER=clout \(environment\) is not one of auto, local, modal, cloud, missing, nothing, unable"
+    known = r"SANDBOX_PROVIDER=clout \(environment\) is not one of auto, local, modal, docker, e2b, cloud, missing, nothing, unable"
     with pytest.raises(WrongUse, match=f"{known}; did you mean cloud"):
         settings.resolve({}, {}, {"SANDBOX_PROVIDER": "clout"}, None, None)
 

@@ -98,7 +98,8 @@ def test_a_link_to_what_no_setting_may_name_is_refused_as_that_is(
 
 
 @pytest.mark.parametrize(
-    "value", ["venv", "~/venv", "/opt/../etc", "/", "//", "/tmp", "/etc/ssl", "/work/", "/work/repo/x", "/a:/proc"]
+    "value",
+    ["venv", "~/venv", "/opt/../etc", "/", "//", "/tmp", "/etc/ssl", "/workspace/", "/workspace/repo/x", "/a:/proc"],
 )
 def test_what_is_no_folder_for_agents_is_refused_in_one_line(value: str) -> None:
     with pytest.raises(WrongUse, match=r"SANDBOX_READABLE=.* (is not a list of absolute|cannot hold)") as refused:

@@ -114,7 +114,7 @@ def test_terminating_ends_a_running_command_and_leaves_nothing(provider: LocalPr
     sandbox.terminate()
     assert sleepers("61.04") == b""
     assert list((tmp_path / "sandboxes").iterdir()) == []
-    for call in (lambda: sandbox.exec(["true"], timeout_s=1), lambda: sandbox.read("/work/x", max_bytes=1)):
+    for call in (lambda: sandbox.exec(["true"], timeout_s=1), lambda: sandbox.read("/workspace/x", max_bytes=1)):
         with pytest.raises(SandboxGone):
             call()
 
@@ -154,16 +154,16 @@ def test_a_recycled_pid_is_left_alone(provider: LocalProvider) -> None:
 def test_files_go_in_and_out(provider: LocalProvider) -> None:
     sandbox = provider.create(spec(provider))
     data = bytes(range(256)) * 8_000
-    sandbox.write("/work/a dir/b", b"old and longer than what follows" * 100_000)
-    sandbox.write("/work/a dir/b", data)
-    assert sandbox.read("/work/a dir/b", max_bytes=1 << 22) == data
+    sandbox.write("/workspace/a dir/b", b"old and longer than what follows" * 100_000)
+    sandbox.write("/workspace/a dir/b", data)
+    assert sandbox.read("/workspace/a dir/b", max_bytes=1 << 22) == data
     assert sandbox.exec(["wc", "-c", "a dir/b"], timeout_s=10).stdout == b"2048000 a dir/b\n"
     with pytest.raises(TooLarge):
-        sandbox.read("/work/a dir/b", max_bytes=len(data) - 1)
-    for path in ("/work/nothing", "/work/a dir", "/work/a dir/b/c"):
+        sandbox.read("/workspace/a dir/b", max_bytes=len(data) - 1)
+    for path in ("/workspace/nothing", "/workspace/a dir", "/workspace/a dir/b/c"):
         with pytest.raises(FileMissing):
             sandbox.read(path, max_bytes=10)
-    for path in ("relative", "/work/../../x", "/"):
+    for path in ("relative", "/workspace/../../x", "/"):
         with pytest.raises(SandboxError):
             sandbox.write(path, b"")
     sandbox.terminate()
@@ -178,10 +178,17 @@ def test_no_link_or_pipe_of_an_agent_leads_the_host_astray(confined: LocalProvid
     rm -rf /longshot; ln -s {tmp_path} /longshot
     """
     assert sandbox.exec(["sh", "-c", script], timeout_s=10).exit_code == 0
-    for path in ("/work/file", "/work/dir/secret", "/work/pipe", "/longshot/secret", "/dev/zero", "/etc/shadow"):
+    for path in (
+        "/workspace/file",
+        "/workspace/dir/secret",
+        "/workspace/pipe",
+        "/longshot/secret",
+        "/dev/zero",
+        "/etc/shadow",
+    ):
         with pytest.raises(FileMissing):
             sandbox.read(path, max_bytes=100)
-    for path in ("/work/file", "/work/dir/new", "/longshot/new", "/work/pipe"):
+    for path in ("/workspace/file", "/workspace/dir/new", "/longshot/new", "/workspace/pipe"):
         with pytest.raises(SandboxError):
             sandbox.write(path, b"x")
     assert secret.read_text() == "key"
@@ -249,9 +256,9 @@ print(json.dumps({
 
 def test_two_sandboxes_do_not_see_each_other(provider: LocalProvider) -> None:
     one, other = provider.create(spec(provider)), provider.create(spec(provider))
-    one.write("/work/x", b"1")
+    one.write("/workspace/x", b"1")
     with pytest.raises(FileMissing):
-        other.read("/work/x", max_bytes=10)
+        other.read("/workspace/x", max_bytes=10)
     assert other.exec(["ls"], timeout_s=10).stdout == b""
     one.terminate()
     other.terminate()

@@ -237,7 +237,7 @@ def test_what_a_killed_orchestrator_left_is_ended_first(tmp_path: Path, socket: 
 
 def test_no_key_of_the_host_is_inside(tmp_path: Path, socket: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLM_API_KEY", "sk-very-secret")
-    look = "env; cat /proc/*/environ | tr '\\0' '\\n'; grep -rs 'sk-very-secr[e]t' /longshot /work /etc /home /tmp; git remote | wc -l"
+    look = "env; cat /proc/*/environ | tr '\\0' '\\n'; grep -rs 'sk-very-secr[e]t' /longshot /workspace /etc /home /tmp; git remote | wc -l"
     build = Build(tmp_path, socket, [calls(("bash", {"command": look})), done()])
     build.work()
     seen = next(m["content"] for m in build.chat.asked[1]["messages"] if m["role"] == "tool")
