@@ -73,6 +73,10 @@ _EXAMPLES: Mapping[str, Sequence[tuple[str, str]]] = {
         ("longshot undo todo-api-7f3k --yes", "all that the build has landed"),
     ),
     "reset": (("longshot reset --repo ../app --land-on trial", "shows the loss, then asks"),),
+    "sandboxes": (
+        ("longshot sandboxes", "what is alive, and who answers for it"),
+        ("longshot sandboxes --reap", "end what nobody answers for; its work is kept"),
+    ),
     "clean": (
         ("longshot clean --dry-run", "what would go, and how large it is"),
         ("longshot clean --build todo-api-7f3k", "one finished build"),

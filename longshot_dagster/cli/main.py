@@ -17,7 +17,7 @@ _SECTIONS = {
     "First": ("doctor", "demo"),
     "Look": ("status", "watch", "logs", "report", "ui"),
     "Steer": ("resume", "continue", "cancel", "retry", "approve", "undo", "reset"),
-    "Keep": ("up", "down", "backlog", "clean", "completion"),
+    "Keep": ("up", "down", "backlog", "sandboxes", "clean", "completion"),
 }
 
 
@@ -315,6 +315,16 @@ def clean(older_than: str, build: str | None, dry_run: bool, yes: bool, as_json:
     from longshot_dagster.cli import cleaning
 
     return cleaning.clean(older_than, build, dry_run, yes, as_json)
+
+
+@cli.command()
+@click.option("--reap", is_flag=True, help="end those that nobody answers for; what they hold is kept first")
+@_json
+def sandboxes(reap: bool, as_json: bool) -> int:
+    """List the living sandboxes of every provider in use, and who answers for each."""
+    from longshot_dagster.cli import sandboxes as listing
+
+    return listing.sandboxes(reap, as_json)
 
 
 @cli.command()

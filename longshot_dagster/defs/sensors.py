@@ -42,6 +42,10 @@ _LOST_RUNS = "Marks runs failed whose process has died without a word (its lease
 _FAILED_RUNS = "Pauses a build, with the reason, when a run of it was cancelled or has failed and is not retried."
 _FINALIZE = "Finalizes a build whose planners are done and whose tasks are settled."
 _RECONCILE = "Opens a fix iteration for conflicts and for a main that has become red; one at a time per build."
+_ORPHAN_SANDBOXES = (
+    "Ends sandboxes that nobody answers for: of builds that are over, of tasks that are handed in, of dead sweeps. What a "
+    "killed worker of an unfinished build did is left for whoever goes on with it (`longshot sandboxes --reap` keeps it)."
+)
 _REPLAN = (
     "Opens the next iteration of a planner that has enough new handoffs, and hands in a subplanner's task once done."
 )
@@ -130,7 +134,19 @@ def lost_runs(context: dg.SensorEvaluationContext) -> dg.SkipReason:
     return dg.SkipReason(f"{len(lost)} runs had lost their process")
 
 
-ALL = [replan, reconcile, finalize, failed_runs, lost_runs]
+@dg.sensor(minimum_interval_seconds=60, default_status=RUNNING, description=_ORPHAN_SANDBOXES)
+def orphan_sandboxes(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+    from longshot_dagster.adapters.orphans import (
+        Orphanage,
+    )  # the worker's and the repository's modules, which no tick needs
+
+    orphanage = Orphanage(longshot_of(context).installation(), CLOCK)
+    reaped = orphanage.reap(orphanage.found(), keep=False)
+    ended = f"{reaped.ended} sandboxes that nobody answered for were ended"
+    return dg.SkipReason("; ".join([ended, *orphanage.unreachable, *reaped.left])[:2_000])
+
+
+ALL = [replan, reconcile, finalize, failed_runs, lost_runs, orphan_sandboxes]
 
 
 def iteration_request(ledger: BuildLedger, step: RunIteration) -> dg.RunRequest:

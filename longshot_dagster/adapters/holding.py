@@ -1,0 +1,57 @@
+"""Whose a sandbox is: the home that had it made, and the process that answers for it, written on it as tags.
+
+A process that has died answers for nothing, whoever has its pid now: a pid only counts with its start time.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+
+from longshot_dagster.adapters.home import Home
+from longshot_dagster.adapters.orchestrator import identity
+from longshot_dagster.adapters.processes import start_time
+from longshot_dagster.core.sandbox import Capabilities, Sandbox, SandboxInfo, SandboxProvider, SandboxSpec
+
+HOME = "home"
+HOLDER = "holder"
+
+
+class Held:
+    """The same provider; what it creates says whose it is."""
+
+    def __init__(self, provider: SandboxProvider, home: Home) -> None:
+        self._provider = provider
+        self._home = home
+
+    @property
+    def name(self) -> str:
+        return self._provider.name
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return self._provider.capabilities
+
+    def create(self, spec: SandboxSpec) -> Sandbox:
+        return self._provider.create(replace(spec, tags={**spec.tags, **_mine(self._home)}))
+
+    def attach(self, sandbox_id: str) -> Sandbox:
+        return self._provider.attach(sandbox_id)
+
+    def list(self, tags: Mapping[str, str]) -> list[SandboxInfo]:
+        return self._provider.list(tags)
+
+
+def is_ours(tags: Mapping[str, str], home: Home, *, local: bool) -> bool:
+    """`local`: it lies in this home's own folder, which says it as well as a tag; older versions set none."""
+    return tags.get(HOME, identity(home) if local else "") == identity(home)
+
+
+def is_held(tags: Mapping[str, str]) -> bool:
+    """Does the process that made it live? Only asked of what is ours: so the process is one of this machine."""
+    pid, _, started = tags.get(HOLDER, "").partition(".")
+    return pid.isdigit() and bool(started) and start_time(int(pid)) == started
+
+
+def _mine(home: Home) -> dict[str, str]:
+    pid = os.getpid()  # asked each time: runs are forks
+    return {HOME: identity(home), HOLDER: f"{pid}.{start_time(pid) or ''}"}
