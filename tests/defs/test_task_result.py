@@ -71,6 +71,22 @@ def test_a_landed_task_is_only_reported_even_when_asked_for_again(home: Home, in
     assert (script.worked, script.landed) == ([TASK], [TASK])
 
 
+def test_every_state_that_a_landing_went_through_is_shown_with_its_time(
+    home: Home, instance: dg.DagsterInstance
+) -> None:
+    planned(home, Script(statuses={TASK: HandoffStatus.FAILED}))
+    materialize(instance, home)
+    ledger = fresh(home)
+    withheld = ledger.landing(TASK)
+    assert withheld is not None
+    ledger.save_landing(withheld.moved(LandingState.QUEUED, 0).moved(LandingState.LANDED, 61.5))
+    (record,) = materialize(instance, home).asset_materializations_for_node("task_result")
+    shown = str(record.metadata["landing history"].value).replace("\\", "")  # as Markdown needs it
+    first, *rest = shown.splitlines()
+    assert first.endswith(": withheld")
+    assert rest == ["- 1970-01-01T00:00:00.000+00:00: queued", "- 1970-01-01T00:01:01.500+00:00: landed"]
+
+
 def test_a_failed_task_is_worked_on_again_when_asked_for(home: Home, instance: dg.DagsterInstance) -> None:
     script = Script(statuses={TASK: HandoffStatus.FAILED})
     planned(home, script)
