@@ -55,6 +55,16 @@ TOOLS = (
     LockTool("bun", ("bun.lock", "bun.lockb"), ("package.json",), "bun install --lockfile-only --ignore-scripts"),
     LockTool("uv", ("uv.lock",), ("pyproject.toml",), "uv lock", "--offline"),
     LockTool("poetry", ("poetry.lock",), ("pyproject.toml",), "poetry lock --no-interaction"),
+    LockTool("pdm", ("pdm.lock",), ("pyproject.toml",), "pdm lock --update-reuse"),
+    LockTool("pipenv", ("Pipfile.lock",), ("Pipfile",), "pipenv lock"),
+    LockTool("go", ("go.sum",), ("go.mod",), "go mod tidy"),  # it reads every import; what it makes of go.mod is left
+    LockTool(
+        "composer",
+        ("composer.lock",),
+        ("composer.json",),
+        "composer update --minimal-changes --no-install --no-scripts --no-plugins --no-interaction",
+    ),
+    LockTool("nix", ("flake.lock",), ("flake.nix",), "nix flake lock"),
     LockTool("cargo", ("Cargo.lock",), ("Cargo.toml",), "cargo update --workspace", "--offline"),
     LockTool("bundle", ("Gemfile.lock",), ("Gemfile", "*.gemspec"), "bundle lock", "--local"),
 )
