@@ -24,6 +24,7 @@ from longshot_dagster.core.settings import Network, RungName
 
 TOOL_S = 120.0
 MAX_LOCK_BYTES = 32 << 20
+_CHANGES = (LandingState.LANDED, LandingState.UNDONE)
 MAX_JOBS = 20  # lock files of one batch
 
 _UNPACK_S = 60.0
@@ -52,13 +53,13 @@ class LockFiles:
         self._made: dict[tuple[str, str], bytes | str] = {}  # a round that lost its race asks again
 
     def made_anew(self, git: Git, head: str, outcomes: Mapping[str, LandingOutcome], at: float) -> MadeAnew | None:
-        """None when none is due. One that cannot be made is a concern of the tasks that needed it, and holds nothing up.
+        """For tasks that landed or were undone on the way to `head`; None when none is due. One that cannot be made is a concern of the tasks that needed it, and holds nothing up.
 
         Raises RepositoryError where git cannot read or write.
         """
         if RungName.LOCK_FILES not in self._request.settings.rungs:
             return None
-        landed = {task: o for task, o in outcomes.items() if o.state is LandingState.LANDED}
+        landed = {task: o for task, o in outcomes.items() if o.state in _CHANGES}
         changed = [path for o in landed.values() for path in o.landed_paths]
         withheld = [c.path for o in landed.values() for c in o.concerns if c.kind is ConcernKind.GENERATED]
         asked = asked_about(changed, withheld)

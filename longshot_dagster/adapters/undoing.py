@@ -11,6 +11,7 @@ from longshot_dagster.adapters.landing_history import Past, steps_since
 from longshot_dagster.adapters.landing_round import Batch
 from longshot_dagster.adapters.last_word import write_last_word
 from longshot_dagster.adapters.ledger import BuildLedger, Ledger
+from longshot_dagster.adapters.lock_files import LockFiles
 from longshot_dagster.adapters.merger import Clean, Conflicted, Merger
 from longshot_dagster.adapters.mirror import Mirror, Remote
 from longshot_dagster.core.clock import Clock
@@ -33,8 +34,9 @@ class Undone:
 class Undoing:
     """Undoes landings of one build. Raises WrongUse when it cannot; then nothing has changed anywhere."""
 
-    def __init__(self, home: Home, ledger: BuildLedger, clock: Clock) -> None:
+    def __init__(self, home: Home, ledger: BuildLedger, clock: Clock, locks: LockFiles | None = None) -> None:
         self._home = home
+        self._locks = locks
         self._builds = Ledger(home.builds)
         self._ledger = ledger
         self._clock = clock
@@ -79,6 +81,10 @@ class Undoing:
         landings = [o for t in tasks if (o := self._ledger.landing(t)) and o.state is LandingState.LANDED]
         for outcome in sorted(landings, key=lambda o: past.places.get(o.commits[-1], -1)):
             batch.outcomes[outcome.task] = self._undo(outcome, batch, past)
+        now = self._clock.now()
+        if self._locks and (made := self._locks.made_anew(self._mirror.git, batch.head, batch.outcomes, now)):
+            batch.head = made.head
+            batch.outcomes |= made.outcomes
         report = self._retold(self._landings() | batch.outcomes, batch.head)
         if report is not None:
             batch.documents["report.json"] = report

@@ -9,14 +9,17 @@ import click
 from longshot_dagster.adapters import settings, stack
 from longshot_dagster.adapters.home import Home
 from longshot_dagster.adapters.ledger import BuildLedger, Ledger
+from longshot_dagster.adapters.lock_files import LockFiles
 from longshot_dagster.adapters.undoing import Undoing, Undone
 from longshot_dagster.cli.consent import consent
 from longshot_dagster.cli.naming import build_or_task
 from longshot_dagster.cli.terminal import say, waiting
 from longshot_dagster.core.clock import SystemClock
+from longshot_dagster.core.display import one_line
 from longshot_dagster.core.errors import LongshotError
 from longshot_dagster.core.ids import task_partition
-from longshot_dagster.core.landing_records import LandingOutcome
+from longshot_dagster.core.landing_records import ConcernKind, LandingOutcome
+from longshot_dagster.core.sandbox import SandboxProvider
 
 RECORD_JOB = "record_undo"
 _SHOWN = 20
@@ -28,7 +31,7 @@ def undo(name: str, yes: bool, as_json: bool) -> int:
     builds = Ledger(home.builds)
     build, task = build_or_task(builds, name)
     ledger = builds.existing(build)
-    undoing = Undoing(home, ledger, SystemClock())
+    undoing = Undoing(home, ledger, SystemClock(), _locks(home, ledger))
     undoing.retell()
     tasks = undoing.concerned(task)
     with waiting("looking at the branch ..."):
@@ -48,6 +51,18 @@ def undo(name: str, yes: bool, as_json: bool) -> int:
     return 0
 
 
+def _locks(home: Home, ledger: BuildLedger) -> LockFiles:
+    """What a task added to a manifest goes; its lock file follows, made in a sandbox of the build's own provider."""
+    request = ledger.request()
+
+    def provider() -> SandboxProvider:
+        from longshot_dagster.adapters.providers import make_provider
+
+        return make_provider(request.settings, request.origins, home)[0]
+
+    return LockFiles(provider, request)
+
+
 def _show_preview(ledger: BuildLedger, preview: Undone, branch: str, repository: str) -> None:
     say(f"to be undone on {branch} of {repository},")
     say("each by a commit that reverts it, the newest landing first:")
@@ -62,6 +77,8 @@ def _show_done(ledger: BuildLedger, done: Undone, branch: str) -> None:
     for outcome in done.outcomes[:_SHOWN]:
         say(f"  {outcome.task} undone: {outcome.reason}")
     _say_rest(done)
+    for text in dict.fromkeys(c.text for o in done.outcomes for c in o.concerns if c.kind is ConcernKind.LOCK_FILE):
+        say(one_line(text, 500))
     say(f"{branch} is at {done.head[:12]}, which nobody has checked yet")
     made = [o for o in done.outcomes if o.undone_by]
     if made:

@@ -12,10 +12,12 @@ from longshot_dagster.adapters.landing import LandingQueue
 from longshot_dagster.adapters.lock_files import LockFiles
 from longshot_dagster.adapters.mirror import Mirror
 from longshot_dagster.adapters.sandbox_local import LocalProvider
+from longshot_dagster.adapters.undoing import Undoing
 from longshot_dagster.core.clock import SystemClock
 from longshot_dagster.core.errors import SandboxRefused
 from longshot_dagster.core.landing_records import ConcernKind, LandingOutcome, LandingState
 from longshot_dagster.core.lock_tools import TOOLS
+from longshot_dagster.core.models import BuildPhase
 from longshot_dagster.core.settings import Isolation, Settings
 
 LOCK = '{"name": "x", "lockfileVersion": 3, "packages": {"": {"name": "x"}}}\n'
@@ -166,3 +168,21 @@ def test_the_first_lock_file_of_a_project_is_made_where_a_task_had_one_and_a_los
     assert json.loads(files_at(place.origin)["package-lock.json"]) == {"made": 1}
     assert place.log() == ["Make package-lock.json anew", "Do r001-01", "stranger", "by hand"]
     assert outcome.resolutions[-1].ours is None
+
+
+def test_an_undone_dependency_leaves_the_lock_file_too(a_place, scripted):
+    """The stand-in tool writes down what the manifest names."""
+    scripted(
+        "grep -o 'libs/[a-z]*' package.json | sed 's/.*/\"&\"/' | paste -sd, | sed 's/.*/{\"of\": [&]}/' > package-lock.json"
+    )
+    place = a_place()
+    worked(place, "ab")
+    assert {o.state for o in place.queue().drain()} == {LandingState.LANDED}
+    assert json.loads(files_at(place.origin)["package-lock.json"]) == {"of": ["libs/a", "libs/b"]}
+    place.ledger.update_state(lambda s: s.moved(BuildPhase.PAUSED, "to undo"))
+    provider = LocalProvider(place.root / "sandboxes", Isolation.AUTO)
+    undoing = Undoing(place.home, place.ledger, SystemClock(), LockFiles(lambda: provider, place.request))
+    done = undoing.carry_out(("r001-02",))
+    assert json.loads(files_at(place.origin)["package-lock.json"]) == {"of": ["libs/a"]}
+    assert place.log()[:2] == ["Make package-lock.json anew", "Undo: Do r001-02"]
+    assert done.outcomes[0].resolutions[-1].path == "package-lock.json"
