@@ -25,16 +25,14 @@ from longshot_dagster.adapters.second_look import worth_another_look
 from longshot_dagster.adapters.standings import Standings
 from longshot_dagster.adapters.unlanded import unlanded, work_updates
 from longshot_dagster.core.clock import Clock
-from longshot_dagster.core.errors import LedgerError, LostRace, RepositoryError, WrongUse
-from longshot_dagster.core.landing_records import LandingOutcome, LandingState
-from longshot_dagster.core.models import (
-    BuildRequest,
-    Task,
-)
+from longshot_dagster.core.errors import LedgerError, LostRace, PushRefused, RepositoryError, WrongUse
+from longshot_dagster.core.landing_records import Concern, ConcernKind, LandingOutcome, LandingState
+from longshot_dagster.core.models import MAX_LINE, BuildRequest, Task
 from longshot_dagster.core.protected import waiting_paths
 from longshot_dagster.core.settings import Checkpoint as CheckpointSetting
 
 MAX_ROUNDS = 10
+_REFUSED_ALONE = 3  # pushes of one task each, none taken: the target takes nothing at all
 
 
 class LandingQueue:
@@ -225,33 +223,60 @@ class LandingQueue:
         """Rounds of read, merge, push until everything queued now has landed; returns what kept single tasks queued.
 
         Each race that is lost halves the next batch: it is merged in half the time, and even where somebody pushes
-        without pause the queue gets on.
+        without pause the queue gets on. So does each batch that the target refuses, until it is known what it refuses.
         """
         keeper = self._keeper()
         errors: dict[str, RepositoryError] = {}
-        lost = 0
+        refused: dict[str, PushRefused] = {}
+        lost, halved, taken = 0, 0, False
         while lost < MAX_ROUNDS:
-            entries = [e for e in self._queued() if e.task.id not in errors]
-            share = entries[: max(1, len(entries) >> lost)]
+            entries = [e for e in self._queued() if e.task.id not in errors and e.task.id not in refused]
+            share = entries[: max(1, len(entries) >> (lost + halved))]
             if not share:
-                return errors
+                break
             self._began = self.clock.monotonic()
             remote = self._read_remote()
             self._expect_branch(remote)
             batch = self._round.merged(share, remote, keeper.form(), self._history.at(remote))
-            if not self._published(batch, keeper):
+            try:
+                published = self._published(batch, keeper)
+            except PushRefused as e:
+                if len(share) > 1:
+                    halved += 1
+                    continue
+                refused[share[0].task.id] = e
+                if not taken and len(refused) >= _REFUSED_ALONE:
+                    raise  # it is not about what they hold
+                continue
+            if not published:
                 lost += 1
                 continue
             self._write(batch)
             self._history.pushed(batch.remote.head, batch.head, batch.outcomes.values())
             errors |= batch.errors
-            if len(share) == len(entries):
-                return errors
-            lost = max(0, lost - 1)
-        raise LostRace(
-            f"{self.mirror.target.branch} of {self.mirror.target.repository} moved {MAX_ROUNDS} times while landing; "
-            "the tasks stay queued"
-        )
+            taken = taken or batch.head != batch.remote.head
+            lost, halved = max(0, lost - 1), max(0, halved - 1)
+        else:
+            raise LostRace(
+                f"{self.mirror.target.branch} of {self.mirror.target.repository} moved {MAX_ROUNDS} times while landing; "
+                "the tasks stay queued"
+            )
+        return errors | (self._withhold(refused) if taken else refused)
+
+    def _withhold(self, refused: Mapping[str, PushRefused]) -> dict[str, RepositoryError]:
+        """The target took others at the same time: it is about what these hold. Their work is kept, and the planner told."""
+        with self.ledger.lock("landing"):
+            for task, e in refused.items():
+                queued = self.ledger.landing(task)
+                assert queued is not None
+                concern = Concern(kind=ConcernKind.REFUSED, text=str(e)[:MAX_LINE])
+                reason = f"{self.mirror.target.repository} does not take it"
+                withheld = queued.moved(
+                    LandingState.WITHHELD, self.clock.now(), reason=reason, concerns=(*queued.concerns, concern)
+                )
+                self.ledger.save_landing(withheld)
+                self._standings.wrote([withheld])
+        return {}
 
     def _expect_branch(self, remote: Remote) -> None:
         """Raises RepositoryError when the landing branch is gone and had held what landed: begun anew, it would lack that."""
@@ -301,7 +326,7 @@ class LandingQueue:
         weaker = keeper.form().weaker
         if len(updates) == 1 or weaker is None:
             keeper.remember(Form.REFS)  # the landing branch itself is refused, which says nothing about the checkpoint
-            raise RepositoryError(f"{target.repository} refused the push to {target.branch}: {refused}")
+            raise PushRefused(f"{target.repository} refused the push to {target.branch}: {refused}")
         keeper.remember(weaker)
         return False
 

@@ -9,6 +9,7 @@
     │   └── TakenOver              another installation drives the build now
     ├── RepositoryError            git failed: unreachable, rejected push, corrupt objects
     │   ├── LostRace               main moved between merge and push; merge again
+    │   ├── PushRefused            the target does not take what is to land, though nothing moved
     │   └── HostileBundle          a worker's bundle broke a rule and was refused whole
     ├── SandboxError               infrastructure; trying again may help
     │   ├── SandboxGone            terminated, timed out or never existed
@@ -63,6 +64,10 @@ class RepositoryError(LongshotError):
 
 class LostRace(RepositoryError):
     """Raised when the landing branch moved between merge and push."""
+
+
+class PushRefused(RepositoryError):
+    """Raised when the target refuses a push to the landing branch by a rule of its own."""
 
 
 class HostileBundle(RepositoryError):

@@ -45,6 +45,7 @@ class ConcernKind(StrEnum):
     TOO_LARGE = "too-large"
     MARKERS = "conflict-markers"
     REVERTS = "reverts"  # landing it would take back what others did
+    REFUSED = "refused"  # the target took others, and not this one: a rule of its own, or a secret that it found
 
 
 class Concern(Record):
