@@ -30,6 +30,7 @@ from longshot_dagster.core.models import (
     Verdict,
 )
 from longshot_dagster.core.report import EXIT_BY_VERDICT, EXIT_INTERRUPTED
+from longshot_dagster.core.settings import RungName
 from longshot_dagster.core.steering import landed_well, why_not_cancel, why_not_retry
 from longshot_dagster.core.working import BY_A_PERSON
 
@@ -197,6 +198,7 @@ def _must_be_open_to_a_retry(ledger: BuildLedger, name: str) -> None:
         at_work=ledger.at_work(name),
         expected=ledger.metrics(worked[name]) is None,
         redone_by=_redone_by(ledger, name),
+        fixed=RungName.FIX in ledger.request().settings.rungs,
     )
     if refusal:
         raise WrongUse(refusal)

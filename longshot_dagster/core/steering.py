@@ -32,10 +32,11 @@ def why_not_retry(
     at_work: bool,
     expected: bool,
     redone_by: str = "",
+    fixed: bool = True,
 ) -> str:
     """Empty when the task may be given to a new worker. `expected`: its iteration will still hand it in by itself.
 
-    `redone_by`: a planned task that will take its place.
+    `redone_by`: a planned task that will take its place. `fixed`: conflicts of this build become fix tasks.
     """
     name = task_partition(build, task)
     if at_work:
@@ -57,7 +58,7 @@ def why_not_retry(
             return f"{name} was superseded: {landing.superseded_by} has landed in its place"
         case LandingState.NOOP if handoff.status is HandoffStatus.COMPLETE:
             return f"{name} is done: there was nothing to land, main held it already"
-        case LandingState.CONFLICT if phase is not BuildPhase.FINISHED and not redone_by:
+        case LandingState.CONFLICT if fixed and phase is not BuildPhase.FINISHED and not redone_by:
             return f"{name} is in conflict, and a fix task of the build will take that up; longshot status {build}"
     return f"{name} is being redone as task {redone_by}; longshot status {build} shows it" if redone_by else ""
 

@@ -73,6 +73,12 @@ def test_a_task_is_tried_again_when_nothing_else_will_make_it_land(
     assert found.startswith(said) and bool(found) is bool(said)
 
 
+def test_where_conflicts_become_no_fix_tasks_a_person_may_retry_one_at_once() -> None:
+    facts = {"at_work": False, "expected": False, "fixed": False}
+    conflict = landing(LandingState.CONFLICT)
+    assert why_not_retry("b", TASK, RUNNING, COMPLETE, conflict, **facts) == ""  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("handoff", "state", "well"),
     [
