@@ -7,10 +7,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types walls pytest up down docs clean
+.PHONY: help demo demo-modal test test-harnesses lint types walls pytest up down docs clean
 
 help: ## this list
-	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # A .venv that cannot install (half made, moved, of the other tool) is made again.
 $(STAMP): pyproject.toml
@@ -35,6 +35,9 @@ $(STAMP): pyproject.toml
 demo: $(STAMP) ## build the example application with the scripted model: no keys, no account, no server to install
 	@$(BIN)/longshot demo
 
+demo-modal: $(STAMP) ## the same through Modal's own SDK, against a server on this machine: twenty sandboxes at once
+	@$(BIN)/longshot demo --provider modal-loopback
+
 up: $(STAMP) ## start the Dagster UI, daemon and code server and keep them running
 	@$(BIN)/longshot up
 
@@ -56,6 +59,9 @@ walls: $(STAMP) ## which room may import which
 # File by file: what a file's tests share, such as a whole running stack, is made once.
 pytest: $(STAMP) ## the tests alone; TESTS='tests/core -k name' some of them
 	@$(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder $(TESTS)
+
+test-harnesses: $(STAMP) ## Pi, OpenCode, Codex and Claude Code for real, against the scripted model; npm installs 1.5 GB once
+	@LONGSHOT_HARNESSES=$${LONGSHOT_HARNESSES:-$(CURDIR)/.harnesses} $(BIN)/pytest -n 2 --timeout=500 tests/harnesses
 
 docs: $(STAMP) ## write docs/settings.md and .env.example anew, after a setting has changed
 	@$(BIN)/python -c 'from pathlib import Path; from longshot_dagster.adapters import settings_pages as p; \

@@ -1,6 +1,12 @@
 """Shared by all tests: an environment without anybody's settings, and no silent skips in CI."""
 
+import collections
+import importlib
 import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +19,9 @@ def _nobodys_settings(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.
     for name in list(os.environ):
         if name.startswith(_OURS) or name in _OURS_EXACT:
             monkeypatch.delenv(name)
+    if "MODAL_SERVER_URL" not in os.environ:  # a test's own server has its own account
+        monkeypatch.delenv("MODAL_TOKEN_ID", raising=False)
+        monkeypatch.setenv("MODAL_CONFIG_PATH", os.devnull)
     for role in ("AUTHOR", "COMMITTER"):
         monkeypatch.setenv(f"GIT_{role}_NAME", "A Person")
         monkeypatch.setenv(f"GIT_{role}_EMAIL", "person@example.invalid")
@@ -32,3 +41,19 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo):
     if report.skipped and os.environ.get("CI") and not hasattr(report, "wasxfail"):
         report.outcome = "failed"
         report.longrepr = f"skipped in CI, where nothing may be skipped: {report.longrepr}"
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """How many tests of the sandbox contract each provider has passed, and which were left out and why."""
+    passed = collections.Counter(
+        re.sub(r".*\[([a-z0-9]+(-loopback)?).*", r"\1", report.nodeid)
+        for report in terminalreporter.getreports("passed")
+        if "contract/test_sandboxes.py" in report.nodeid
+    )
+    if passed:
+        sys.path.append(str(Path(__file__).parent / "contract"))
+        left_out = importlib.import_module("places").left_out()
+        counts = ", ".join(f"{name} {count}" for name, count in sorted(passed.items()))
+        terminalreporter.write_line(f"sandbox contract, tests passed: {counts}")
+        for name, why in sorted(left_out.items()):
+            terminalreporter.write_line(f"sandbox contract, not checked here: {name}: {why}")

@@ -119,7 +119,8 @@ def test_the_package_says_its_version_and_its_command(built: Built) -> None:
 
 
 def test_every_library_that_is_imported_is_a_declared_dependency() -> None:
-    declared = {_bare_name(requirement) for requirement in PROJECT["dependencies"]}
+    extras = [r for name, extra in PROJECT["optional-dependencies"].items() if name != "dev" for r in extra]
+    declared = {_bare_name(requirement) for requirement in [*PROJECT["dependencies"], *extras]}
     providers = packages_distributions()
     undeclared = {}
     for file in (ROOT / "longshot_dagster").rglob("*.py"):

@@ -43,6 +43,7 @@ class FleetProvider:
         enforces_cpu=True,
         enforces_memory=True,
         survives_client=False,
+        sockets=True,
     )
 
     def __init__(self, host: str) -> None:

@@ -1,5 +1,6 @@
 """A worker's branch as git tells it: its commits, what it changes, and a copy without what may not land."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,6 +13,7 @@ from longshot_dagster.core.landing import Change, is_fit, person
 
 _LINK = "120000"
 _MAX_LINK = 4_096
+_MORE = re.compile(r"(?!(?:tree|parent|author|committer) )")  # a signature, say, or what some other tool believes
 _STRAIGHT = 100  # commits that are read one by one; of a longer line git tells at once
 
 
@@ -21,7 +23,8 @@ class BranchCommit:
     parents: tuple[str, ...]
     author: tuple[str, str]  # name and e-mail, cleaned
     message: str  # as the worker wrote it: hostile
-    fit: bool  # is it, author included, harmless as it is?
+    fit: bool  # is it, with all of its header, harmless as it is?
+    newest: int = 0  # seconds since 1970, of its two dates
 
 
 class Branch:
@@ -170,7 +173,15 @@ def _commit_of(oid: str, lines: list[str], message: str) -> BranchCommit:
     """`lines` are the header's."""
     parents = tuple(line.removeprefix("parent ") for line in lines if line.startswith("parent "))
     author = next((line.removeprefix("author ") for line in lines if line.startswith("author ")), "")
-    name, _, rest = author.partition("<")
-    written = (name.strip(), rest.partition(">")[0])
-    cleaned = person(*written)
-    return BranchCommit(oid, parents, cleaned, message, is_fit(message) and written == cleaned)
+    committer = next((line.removeprefix("committer ") for line in lines if line.startswith("committer ")), "")
+    people = [_written(author), _written(committer)]
+    fit = is_fit(message) and all(person(*who) == who for who, _ in people) and not any(map(_MORE.match, lines))
+    return BranchCommit(oid, parents, person(*people[0][0]), message, fit, max(at for _, at in people))
+
+
+def _written(who: str) -> tuple[tuple[str, str], int]:
+    """((name, e-mail), seconds since 1970) of a header's line."""
+    name, _, rest = who.partition("<")
+    email, _, date = rest.partition(">")
+    seconds = date.split()[0] if date.split() else ""
+    return (name.strip(), email), int(seconds) if seconds.isdecimal() and len(seconds) < 20 else 1 << 62

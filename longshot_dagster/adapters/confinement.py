@@ -2,7 +2,8 @@
 
 Bubblewrap   the sandbox's own directory is `/`; /usr and the interpreter are read-only; no home, no host /etc, no
              capabilities, no further namespaces, no network unless it is open; dies with whoever started it. Nothing
-             of /proc can be written: to root on the host, `core_pattern` there is a way out of any namespace
+             of /proc can be written: to root on the host, `core_pattern` there is a way out of any namespace. What
+             lies in memory, as /dev/shm, is bounded. /workspace may be an overlay over read-only snapshots
 Unconfined   the command runs as the user, in the same file system; only its process tree is under control
 """
 
@@ -11,19 +12,22 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from longshot_dagster.adapters.egress_relay import EGRESS_SOCKET, RELAY
 from longshot_dagster.adapters.host_facts import host_facts
 from longshot_dagster.adapters.syscall_filter import open_filter, syscall_filter
 from longshot_dagster.core.errors import SandboxError, SandboxRefused
 from longshot_dagster.core.host import no_isolation
-from longshot_dagster.core.sandbox import Capabilities, NetworkMode
+from longshot_dagster.core.sandbox import WORKDIR, Capabilities, NetworkMode
 
 AGENT_HOME = "/home/agent"
 ROOT_VARIABLE = "LONGSHOT_SANDBOX_ROOT"
 MAX_FILE_BYTES = 2 << 30
+SHARED_MEMORY_BYTES = 256 << 20
 
 # Keys of this host lie in /etc/ssl/private and /etc/pki/tls/private, and root could read them: certificates only.
 _ETC = (
@@ -59,25 +63,49 @@ class Confined:
 
 
 @dataclass(frozen=True)
+class Overlay:
+    """/workspace of a sandbox that was made from a snapshot: `below`, newest first, is only read; `above` is its own.
+
+    `room` is an empty folder on the same file system, for this one mount.
+    """
+
+    below: tuple[Path, ...]
+    above: Path
+    room: Path
+
+    @property
+    def words(self) -> list[str]:
+        sources = [word for path in reversed(self.below) for word in ("--overlay-src", str(path))]
+        return [*sources, "--overlay", str(self.above), str(self.room), WORKDIR]
+
+
+@dataclass(frozen=True)
 class Bubblewrap:
     """Confinement by user namespaces."""
 
     binary: str
     denies_namespaces: bool  # bubblewrap before 0.8 has no --disable-userns
+    overlays: bool = False  # nor one before 0.11 --overlay
 
     capabilities = Capabilities(
         isolation="namespace",
-        network=frozenset({"none", "open"}),
+        network=frozenset({"none", "allowlist", "open"}),
         enforces_cpu=False,
         enforces_memory=False,
         survives_client=False,
+        enforces_idle=True,
         sockets=True,
         layers=True,
+        snapshots=True,
     )
 
     def prepare(self, root: Path, sockets: Mapping[str, str]) -> None:
         """Fill an empty `root`; `sockets` need nothing here, they are bound at every start."""
         _skeleton(root)
+
+    def can_overlay(self, folder: Path) -> bool:
+        """Can a sandbox's files be an overlay, when they lie in `folder`? That is up to the kernel and the file system."""
+        return self.overlays and _overlay_works(self.binary, str(folder), folder.stat().st_dev)
 
     def confine(
         self,
@@ -89,21 +117,25 @@ class Bubblewrap:
         network: NetworkMode,
         sockets: Mapping[str, str],
         readable: Sequence[str] = (),
+        layers: Mapping[str, str] | None = None,
+        overlay: Overlay | None = None,
     ) -> Confined:
         command = [self.binary, "--bind", str(root), "/"]
         # Of a socket its directory: a gateway that restarts makes a new socket in it.
-        bound = {path: path for path in (*_shared(network), *readable)}
+        bound = {path: path for path in (*_shared(network), *readable)} | dict(layers or {})
         bound |= {str(Path(inside).parent): str(Path(host).parent) for inside, host in sockets.items()}
-        for place in (*bound, "/proc", "/dev"):
+        for place in (*bound, "/proc", "/dev", WORKDIR):
             _must_not_be_led_astray(root, place)
+        command += overlay.words if overlay else []
         for inside, host in bound.items():
             command += ["--ro-bind", host, inside]
-        command += [*_proc(), "--dev", "/dev", "--unshare-user", "--unshare-pid", "--unshare-ipc"]
+        command += [*_proc(), *_dev(), "--unshare-user", "--unshare-pid", "--unshare-ipc"]
         command += ["--unshare-uts", *([] if network == "open" else ["--unshare-net"]), "--cap-drop", "ALL"]
         command += ["--disable-userns"] if self.denies_namespaces else []
         descriptors = [open_filter(program)] if (program := syscall_filter()) else []
         command += [word for d in descriptors for word in ("--seccomp", str(d))]
-        command += ["--die-with-parent", "--new-session", "--chdir", cwd, "--", "/bin/sh", "-c", *_LIMITED, *argv]
+        command += ["--die-with-parent", "--new-session", "--chdir", cwd, "--", "/bin/sh", "-c", *_LIMITED]
+        command += [*(_through_proxy(sockets) if network == "allowlist" else []), *argv]
         inside_env = {"PATH": _path_inside(), "HOME": AGENT_HOME, "TMPDIR": "/tmp", "LANG": "C.UTF-8", **env}  # noqa: S108 - the sandbox's own
         return Confined(command, inside_env, tuple(descriptors))
 
@@ -118,8 +150,12 @@ class Unconfined:
         enforces_cpu=False,
         enforces_memory=False,
         survives_client=False,
+        enforces_idle=True,
         sockets=True,
     )
+
+    def can_overlay(self, folder: Path) -> bool:
+        return False
 
     def prepare(self, root: Path, sockets: Mapping[str, str]) -> None:
         for name in _OWN:
@@ -139,6 +175,8 @@ class Unconfined:
         network: NetworkMode,
         sockets: Mapping[str, str],
         readable: Sequence[str] = (),
+        layers: Mapping[str, str] | None = None,
+        overlay: Overlay | None = None,
     ) -> Confined:
         inside_env = {
             "PATH": f"{sys.base_prefix}/bin:{os.environ.get('PATH', os.defpath)}",
@@ -166,7 +204,8 @@ def bubblewrap() -> Bubblewrap:
         except OSError as e:  # built for another machine, or on a file system that runs nothing
             why = f"{binary}: {e.strerror}"
             continue
-        found = Bubblewrap(binary, "--disable-userns" in usage.stdout + usage.stderr)
+        options = usage.stdout + usage.stderr
+        found = Bubblewrap(binary, "--disable-userns" in options, "--overlay-src" in options)
         why = _trial(found)
         if not why:
             return found
@@ -187,7 +226,7 @@ def _candidates() -> list[str]:
 
 def _trial(found: Bubblewrap) -> str:
     """Why `found` does not work on this host, in one line; empty when it does."""
-    command = [found.binary, "--ro-bind", "/", "/", *_proc(), "--dev", "/dev"]
+    command = [found.binary, "--ro-bind", "/", "/", *_proc(), *_dev()]
     command += ["--unshare-user", "--unshare-pid", "--unshare-net", "--cap-drop", "ALL"]
     command += ["--disable-userns"] if found.denies_namespaces else []
     try:
@@ -198,6 +237,25 @@ def _trial(found: Bubblewrap) -> str:
         return ""
     lines = ran.stderr.decode(errors="replace").strip().splitlines()
     return f"{found.binary}: {lines[0][:200]}" if lines else f"{found.binary} ended with {ran.returncode}"
+
+
+@functools.cache
+def _overlay_works(binary: str, folder: str, _device: int) -> bool:
+    with tempfile.TemporaryDirectory(prefix=".overlay-", dir=folder) as trial:
+        below, above, room, seen = (Path(trial) / name for name in ("below", "above", "room", "seen"))
+        for path in (below, above, room, seen):
+            path.mkdir()
+        (below / "x").touch()
+        words = [binary, "--ro-bind", "/", "/", *Overlay((below,), above, room).words[:-1], str(seen)]
+        words += ["--unshare-user", "--cap-drop", "ALL", "--", "rm", str(seen / "x")]
+        worked = subprocess.run(words, capture_output=True, timeout=20, check=False).returncode == 0
+        make_removable(Path(trial))
+        return worked
+
+
+def make_removable(folder: Path) -> None:
+    """The kernel's own part of an overlay, and what an agent has locked."""
+    subprocess.run(["chmod", "-R", "u+rwX", "--", folder], capture_output=True, check=False)
 
 
 def _skeleton(root: Path) -> None:
@@ -219,6 +277,17 @@ def _proc() -> list[str]:
     """Read-only, and without the names of the person's keys: whoever is root on the host owns files in /proc/sys."""
     masked = ["--ro-bind", "/dev/null", "/proc/keys"] if Path("/proc/keys").exists() else []
     return ["--proc", "/proc", *masked, "--remount-ro", "/proc"]
+
+
+def _dev() -> list[str]:
+    """Devices; what can be written there lies in memory, so that it has to be little."""
+    shared = ["--perms", "1777", "--size", str(SHARED_MEMORY_BYTES), "--tmpfs", "/dev/shm"]  # noqa: S108
+    return ["--dev", "/dev", *shared, "--remount-ro", "/dev"]
+
+
+def _through_proxy(sockets: Mapping[str, str]) -> list[str]:
+    """Words before a command that give it the proxy whose socket is bound at EGRESS_SOCKET."""
+    return ["python3", "-I", "-S", "-c", RELAY, EGRESS_SOCKET] if EGRESS_SOCKET in sockets else []
 
 
 def _shared(network: NetworkMode) -> list[str]:

@@ -30,6 +30,7 @@ from longshot_dagster.core.display import one_line
 from longshot_dagster.core.endpoints import Endpoint
 from longshot_dagster.core.errors import LongshotError, RepositoryError, WrongUse
 from longshot_dagster.core.findings import Finding, fine, to_do
+from longshot_dagster.core.model_apis import Api
 from longshot_dagster.core.settings import Isolation
 from longshot_dagster.version import __version__
 
@@ -241,16 +242,16 @@ def _bubblewrap_version() -> str:
 # --- the model -------------------------------------------------------------------------------------------------------
 
 
-def examine_endpoints(home: Home, endpoints: Sequence[Endpoint], model: str) -> list[Finding]:
-    """Ask each for its models and one short answer, by the gateway's own rules.
+def examine_endpoints(home: Home, endpoints: Sequence[Endpoint], model: str, api: Api = Api.CHAT) -> list[Finding]:
+    """Ask each for its models and one short answer, by the gateway's own rules; and for one in `api`, an agent's language.
 
     Without `endpoints`, those are asked that the home's running gateway serves, if there is one.
     """
     try:
         if endpoints:
-            answers = examine(home, endpoints, model)
+            answers = examine(home, endpoints, model, api)
         elif Gateway(home).alive():
-            answers = Gateway(home).examine(model)
+            answers = Gateway(home).examine(model, api)
         else:
             return [
                 to_do(
@@ -270,5 +271,6 @@ def examine_endpoints(home: Home, endpoints: Sequence[Endpoint], model: str) -> 
             found.append(to_do("endpoint", f"{answer.problem}{one_line(others, 300)}", answer.remedy))
             continue
         listed = "" if model in answer.models else ", though it does not list it"
-        found.append(fine("endpoint", f"{answer.label}: {model} answers in {answer.seconds:.1f} s{listed}"))
+        also = f", and speaks {api.spoken}" if api is not Api.CHAT else ""
+        found.append(fine("endpoint", f"{answer.label}: {model} answers in {answer.seconds:.1f} s{also}{listed}"))
     return found

@@ -22,6 +22,7 @@ from longshot_dagster.adapters.gateway_upstream import Tuning, Upstream
 from longshot_dagster.adapters.home import Home
 from longshot_dagster.core.endpoints import Endpoint, endpoints_from_wire
 from longshot_dagster.core.errors import LongshotError
+from longshot_dagster.core.model_apis import Api
 
 _PREDECESSOR_S = 10.0  # one that was told to stop may still be writing its counts
 
@@ -45,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stderr.write('the gateway needs {"endpoints": [...]} on its standard input\n')
         return 2
     if asked.examine:
-        return _examine(endpoints, tuning, str(document.get("model")))
+        return _examine(endpoints, tuning, str(document.get("model")), Api(document.get("api") or Api.CHAT))
     if asked.detach:
         return _detached(home, endpoints, tuning)
     return _serve(home, endpoints, tuning, ready=lambda: None)
@@ -73,10 +74,10 @@ def _serve(home: Home, endpoints: tuple[Endpoint, ...], tuning: Tuning, ready: C
     return 0
 
 
-def _examine(endpoints: tuple[Endpoint, ...], tuning: Tuning, model: str) -> int:
+def _examine(endpoints: tuple[Endpoint, ...], tuning: Tuning, model: str, api: Api) -> int:
     async def look() -> list[dict[str, object]]:
         async with Upstream(endpoints, tuning) as upstream:
-            return await upstream.examine(model)
+            return await upstream.examine(model, api)
 
     json.dump({"endpoints": asyncio.run(look())}, sys.stdout)
     return 0

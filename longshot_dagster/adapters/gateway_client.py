@@ -23,7 +23,8 @@ from longshot_dagster.core.clock import Clock, SystemClock
 from longshot_dagster.core.display import one_line
 from longshot_dagster.core.endpoints import Endpoint, endpoints_to_wire
 from longshot_dagster.core.errors import LongshotError, ModelUnavailable, WrongUse
-from longshot_dagster.core.refusals import advice
+from longshot_dagster.core.model_apis import Api
+from longshot_dagster.core.refusals import Kind, advice
 from longshot_dagster.core.usage import Usage
 
 # -P: `-m` alone looks for modules in the folder it is started in, which may be anybody's checkout.
@@ -88,17 +89,19 @@ class Gateway:
             return False
         return True
 
-    def open(self, build: str, key: str, budget: int, timeout_s: float | None = None) -> str:
+    def open(self, build: str, key: str, budget: int, timeout_s: float | None = None, model: str = "") -> str:
         """Path of the unix socket on which `key` (a task, or `planner-<planner>`) reaches the model at `/v1`.
 
         `budget` is the build's, in tokens; 0 is none. Opened again, a key keeps its counts. `timeout_s` is the time for
-        one answer.
+        one answer; `model` the only one that answers, any when empty.
         """
-        return self.begin(build, key, budget, timeout_s)[0]
+        return self.begin(build, key, budget, timeout_s, model)[0]
 
-    def begin(self, build: str, key: str, budget: int, timeout_s: float | None = None) -> tuple[str, Usage]:
+    def begin(
+        self, build: str, key: str, budget: int, timeout_s: float | None = None, model: str = ""
+    ) -> tuple[str, Usage]:
         """As `open`, and what `key` has used before."""
-        asked = {"build": build, "key": key, "budget": budget, "timeout_s": timeout_s}
+        asked = {"build": build, "key": key, "budget": budget, "timeout_s": timeout_s, "model": model}
         opened = self._call("POST", "/open", asked)
         return str(opened["path"]), Usage(**opened["usage"])
 
@@ -124,20 +127,24 @@ class Gateway:
         """pid, version, endpoints (name, host, weight; never a key), rehearsal, sockets, in_flight, waiting."""
         return self._call("GET", "/status")
 
-    def probe(self, model: str) -> tuple[str, ...]:
-        """Ask every endpoint early whether address, key and model are right; one line per endpoint that is not well.
+    def probe(self, model: str, api: Api = Api.CHAT) -> tuple[str, ...]:
+        """Ask every endpoint early whether address, key and model are right, and whether it speaks `api`; one line per
+        endpoint that is not well.
 
-        Raises ModelUnavailable, in one line, when none of them is.
+        Raises, in one line, ModelUnavailable when none of them is, WrongUse when none of them speaks `api`.
         """
-        found = self._call("POST", "/probe", {"model": model}, timeout_s=120)
+        found = self._call("POST", "/probe", {"model": model, "api": api}, timeout_s=120)
         problems = found["problems"]
         if problems and len(problems) >= found["endpoints"]:
+            if all(p["kind"] == Kind.OTHER_API for p in problems):
+                raise WrongUse(problems[0]["line"])
             raise ModelUnavailable(f"{problems[0]['line']}; {advice(problems[0]['kind'])}")
         return tuple(p["line"] for p in problems)
 
-    def examine(self, model: str) -> tuple[Examined, ...]:
+    def examine(self, model: str, api: Api = Api.CHAT) -> tuple[Examined, ...]:
         """Ask every endpoint for its models and for one short answer of `model`; costs a few tokens at each."""
-        return _examined(self._call("POST", "/examine", {"model": model}, timeout_s=_EXAMINE_S)["endpoints"])
+        asked = {"model": model, "api": api}
+        return _examined(self._call("POST", "/examine", asked, timeout_s=_EXAMINE_S)["endpoints"])
 
     def comes_back(self) -> bool:
         """Wait for one that has died and is being started again; False when nobody does that, or in vain."""
@@ -220,10 +227,10 @@ class Gateway:
         return self._lines.ask(str(self._socket), method, path, data, timeout_s)
 
 
-def examine(home: Home, endpoints: Sequence[Endpoint], model: str) -> tuple[Examined, ...]:
+def examine(home: Home, endpoints: Sequence[Endpoint], model: str, api: Api = Api.CHAT) -> tuple[Examined, ...]:
     """As `Gateway.examine`, by a process that has a gateway's environment and rules, and ends by itself."""
     argv = [*_GATEWAY, "--home", str(home.root), "--examine"]
-    document = json.dumps({"endpoints": endpoints_to_wire(endpoints), "model": model}).encode()
+    document = json.dumps({"endpoints": endpoints_to_wire(endpoints), "model": model, "api": api}).encode()
     try:
         ended = subprocess.run(
             argv, input=document, capture_output=True, env=_environment(), timeout=_EXAMINE_S, check=False

@@ -16,11 +16,13 @@ from pathlib import Path
 
 from aiohttp import web
 
+from longshot_dagster.adapters.gateway_turns import MAX_AT_ONCE, few_connections
 from longshot_dagster.adapters.gateway_upstream import Answer, Tuning, Upstream
 from longshot_dagster.adapters.home import Home
 from longshot_dagster.adapters.token_counts import TokenCounts, is_key, write_accounts
 from longshot_dagster.core.endpoints import Endpoint, endpoints_from_wire
 from longshot_dagster.core.errors import LongshotError, WrongUse
+from longshot_dagster.core.model_apis import Api, acting_elsewhere, api_of_path
 from longshot_dagster.core.refusals import BUDGET_EXHAUSTED, Kind, Refusal
 from longshot_dagster.core.usage import StreamMeter, estimated, reported
 from longshot_dagster.version import __version__
@@ -30,7 +32,7 @@ MAX_SOCKET_PATH = 107  # bytes, Linux
 _FLUSH_S = 0.5
 _PLANNERS = "planner-"  # how their keys begin
 # Nothing else of an endpoint is reachable from a sandbox: no files, no fine-tuning, no account.
-_POSTS = frozenset({"chat/completions", "completions", "responses"})
+_POSTS = frozenset({"completions", *(api.path for api in Api)})
 
 log = logging.getLogger("longshot.gateway")
 
@@ -43,6 +45,7 @@ class GatewayServer:
         self._counts = TokenCounts(home.gateway)
         self._upstream = Upstream(endpoints, tuning)
         self._sockets: dict[str, tuple[str, str]] = {}
+        self._turns: dict[str, asyncio.Semaphore] = {}
         self._servers: dict[str, asyncio.Server] = {}
         self._in_flight = 0
         self._stopping = asyncio.Event()
@@ -92,7 +95,8 @@ class GatewayServer:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
         assert runner.server is not None
-        return await asyncio.get_running_loop().create_unix_server(runner.server, path=str(path), backlog=backlog)
+        ends = few_connections(runner.server, path) if runner is self._tasks_runner else runner.server
+        return await asyncio.get_running_loop().create_unix_server(ends, path=str(path), backlog=backlog)
 
     def _socket_path(self, build: str, key: str) -> Path:
         short = hashlib.sha256(f"{build}/{key}".encode()).hexdigest()[:12]
@@ -103,11 +107,13 @@ class GatewayServer:
         if path not in self._servers:
             self._servers[path] = await self._listen(self._tasks_runner, Path(path), backlog=64)
             self._sockets[path] = (build, key)
+            self._turns[path] = asyncio.Semaphore(MAX_AT_ONCE)
         return path
 
     def _close_socket(self, build: str, key: str) -> None:
         path = self._socket_path(build, key)
         self._sockets.pop(str(path), None)
+        self._turns.pop(str(path), None)
         if server := self._servers.pop(str(path), None):
             server.close()
         path.unlink(missing_ok=True)
@@ -163,41 +169,49 @@ class GatewayServer:
         return app
 
     async def _from_task(self, request: web.Request) -> web.StreamResponse:
-        transport = request.transport
-        owner = self._sockets.get(transport.get_extra_info("sockname")) if transport else None
-        if owner is None:
+        socket = str(request.transport.get_extra_info("sockname")) if request.transport else ""
+        owner, turn = self._sockets.get(socket), self._turns.get(socket)
+        if owner is None or turn is None:
             return _error(404, "unknown_task", "this task's model socket is closed")
         path = request.match_info["path"].removeprefix("v1/")
         if not (request.method == "POST" and path in _POSTS) and (request.method, path) != ("GET", "models"):
-            return _error(404, "not_found", "only chat/completions, completions, responses and models are served here")
+            served = "only chat/completions, completions, responses, messages and models are served here"
+            return _error(404, "not_found", served, api=api_of_path(path))
         build, key = owner
-        if self._counts.exhausted(build):
-            return _error(403, BUDGET_EXHAUSTED, f"build {build} has spent its MAX_TOKENS_PER_BUILD")
         self._in_flight += 1
         try:
-            return await self._forward(request, build, key, path)
+            async with turn:
+                if self._counts.exhausted(build):
+                    spent = f"build {build} has spent its MAX_TOKENS_PER_BUILD"
+                    return _error(403, BUDGET_EXHAUSTED, spent, api=api_of_path(path))
+                return await self._forward(request, build, key, path)
         finally:
             self._in_flight -= 1
 
     async def _forward(self, request: web.Request, build: str, key: str, path: str) -> web.StreamResponse:
-        body, stream = await request.read(), False
+        body, stream, api = await request.read(), False, api_of_path(path)
+        account = self._counts.build(build).accounts.get(key)
         if request.method == "POST":
             try:
                 asked = json.loads(body)
             except (ValueError, RecursionError):
                 asked = None
             if not isinstance(asked, dict):
-                return _error(400, Kind.REJECTED, "the request's body is not a JSON object")
+                return _error(400, Kind.REJECTED, "the request's body is not a JSON object", api=api)
+            if account and account.model and asked.get("model") != account.model:
+                other = f"the model of this build is {account.model}; no other one is served here"
+                return _error(404, Kind.NOT_FOUND, other, api=api)
+            if api and (what := acting_elsewhere(api, asked)):
+                return _error(400, Kind.REJECTED, f"{what} would act outside of the sandbox: not passed on", api=api)
             stream = asked.get("stream") is True
-            if stream and path == "chat/completions":
+            if stream and api is Api.CHAT:
                 options = asked.get("stream_options")
                 asked["stream_options"] = {**(options if isinstance(options, dict) else {}), "include_usage": True}
                 body = json.dumps(asked).encode()
-        account = self._counts.build(build).accounts.get(key)
         timeout_s = (account.timeout_s if account else None) or self._upstream.tuning.timeout_s
         outcome = await self._upstream.ask(
             request.method,
-            path,
+            f"{path}?beta=true" if api is Api.MESSAGES and request.query.get("beta") == "true" else path,
             request.headers,
             body or None,
             stream=stream,
@@ -206,7 +220,7 @@ class GatewayServer:
         )
         if isinstance(outcome, Refusal):
             log.warning("%s/%s: %s", build, key, self._upstream.scrub(outcome.line))
-            return _refused(outcome)
+            return _refused(outcome, api)
         if outcome.response is not None:
             return await self._pass_stream(request, outcome, build, key, len(body))
         if request.method == "POST":
@@ -261,7 +275,8 @@ class GatewayServer:
         build, key = _owner(asked)
         path = await self._open_socket(build, key)
         timeout_s = asked.get("timeout_s")
-        self._counts.open(build, key, int(asked.get("budget") or 0), float(timeout_s) if timeout_s else None)
+        model, budget = asked.get("model"), int(asked.get("budget") or 0)
+        self._counts.open(build, key, budget, float(timeout_s) if timeout_s else None, str(model) if model else None)
         # Killed a moment later, the next gateway opens this socket again. A full disk is told by whoever closes it.
         with contextlib.suppress(OSError):
             await self._written()
@@ -310,23 +325,34 @@ class GatewayServer:
         return web.json_response({})
 
     async def _control_probe(self, request: web.Request) -> web.Response:
-        model = (await request.json()).get("model")
-        found = await asyncio.gather(*(self._probe(e, model) for e in self._upstream.endpoints))
+        asked = await request.json()
+        api = Api(asked.get("api") or Api.CHAT)
+        found = await asyncio.gather(*(self._probe(e, asked.get("model"), api) for e in self._upstream.endpoints))
         problems = [{"kind": r.kind, "line": r.line} for r in found if r]
         return web.json_response({"endpoints": len(found), "problems": problems})
 
-    async def _probe(self, endpoint: Endpoint, model: str | None) -> Refusal | None:
+    async def _probe(self, endpoint: Endpoint, model: str | None, api: Api) -> Refusal | None:
         refusal, models = await self._upstream.look(endpoint)
+        spoken = None if refusal and refusal.kind.lasting else await self._speaks(endpoint, api)
+        if spoken is False:
+            return Refusal(Kind.OTHER_API, endpoint.label, detail=api.spoken)
         # Some endpoints list no models, or not all they serve: then only an answer tells.
-        if model and model not in models and (refusal is None or not refusal.kind.lasting):
-            refusal = await self._upstream.try_model(endpoint, model, timeout_s=60)
+        if model and (model not in models or not spoken) and (refusal is None or not refusal.kind.lasting):
+            refusal = await self._upstream.try_model(endpoint, model, timeout_s=60, api=api)
         # What may have passed in a moment is the planner's first round to find out, with the gateway's patience.
         passing = (Kind.RATE_LIMITED, Kind.TIMEOUT)
         return None if refusal and refusal.kind in passing else refusal
 
+    async def _speaks(self, endpoint: Endpoint, api: Api) -> bool | None:
+        """An endpoint that does not say what it speaks is taken to speak chat completions."""
+        if api is Api.CHAT and endpoint.apis is None:
+            return True
+        return await self._upstream.learn(endpoint, api)
+
     async def _control_examine(self, request: web.Request) -> web.Response:
-        model = str((await request.json())["model"])
-        return web.json_response({"endpoints": await self._upstream.examine(model)})
+        asked = await request.json()
+        found = await self._upstream.examine(str(asked["model"]), Api(asked.get("api") or Api.CHAT))
+        return web.json_response({"endpoints": found})
 
     async def _control_stop(self, request: web.Request) -> web.Response:
         asyncio.get_running_loop().call_later(0.05, self._stopping.set)
@@ -348,14 +374,15 @@ def _owner(asked: object) -> tuple[str, str]:
     return build, str(key)
 
 
-def _error(status: int, kind: str, message: str, **more: object) -> web.Response:
-    return web.json_response({"error": {"type": kind, "code": kind, "message": message, **more}}, status=status)
+def _error(status: int, kind: str, message: str, *, api: Api | None = None, **more: object) -> web.Response:
+    error = {"error": {"type": kind, "code": kind, "message": message, **more}}
+    return web.json_response({"type": "error", **error} if api is Api.MESSAGES else error, status=status)
 
 
-def _refused(refusal: Refusal) -> web.Response:
-    if refusal.kind is Kind.REJECTED:  # the agent must read the endpoint's own words, for instance "context too long"
-        return _error(refusal.http_status, refusal.kind, refusal.detail or refusal.line, endpoint=refusal.endpoint)
-    response = _error(refusal.http_status, refusal.kind, refusal.line, endpoint=refusal.endpoint)
+def _refused(refusal: Refusal, api: Api | None) -> web.Response:
+    # Of what it has itself done wrong, the agent must read the endpoint's own words, for instance "context too long".
+    told = refusal.detail or refusal.line if refusal.kind is Kind.REJECTED else refusal.line
+    response = _error(refusal.http_status, refusal.kind, told, api=api, endpoint=refusal.endpoint)
     if refusal.retry_after_s:
         response.headers["retry-after"] = f"{refusal.retry_after_s:.0f}"
     return response

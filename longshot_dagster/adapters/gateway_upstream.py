@@ -17,6 +17,7 @@ from longshot_dagster.core.admission import Admission
 from longshot_dagster.core.clock import SystemClock
 from longshot_dagster.core.endpoint_pool import EndpointPool
 from longshot_dagster.core.endpoints import Endpoint
+from longshot_dagster.core.model_apis import Api, api_of_path
 from longshot_dagster.core.refusals import Kind, Refusal, kind_of_status
 from longshot_dagster.core.usage import REHEARSAL_MODEL, is_rehearsal
 
@@ -24,7 +25,10 @@ MAX_ANSWER_BYTES = 64 << 20
 _MAX_ERROR_BYTES = 64 << 10
 _EXAMINED_S = 60.0
 _MODELS_TOLD = 200
-_FORWARDED = frozenset({"content-type", "accept", "user-agent", "anthropic-version", "openai-beta"})
+_FORWARDED = frozenset({"content-type", "accept", "user-agent", "anthropic-version", "anthropic-beta", "openai-beta"})
+_ANTHROPIC_VERSION = "2023-06-01"
+_LEARNT_S = 15.0
+_NOT_IMPLEMENTED = 501
 
 
 class Tuning(BaseModel):
@@ -65,6 +69,7 @@ class Upstream:
         """Serve `endpoints` from now on; requests under way keep the ones they began with."""
         self.endpoints = tuple(endpoints)
         self._pool = EndpointPool(self.endpoints, self._clock.monotonic)
+        self._learnt: dict[tuple[str, Api], bool] = {}
         self._keys = tuple(k for e in self.endpoints if (k := e.api_key.get_secret_value()))
 
     async def __aenter__(self) -> Self:
@@ -95,14 +100,18 @@ class Upstream:
         timeout_s: float,
         planner: bool = False,
     ) -> Answer | Refusal:
-        """The first usable answer, or the last refusal once the rounds are over. `path` is below the base URL.
+        """The first usable answer, or the last refusal once the rounds are over. `path` is below the base URL, and may have
+        a query. An endpoint that does not speak its language is not asked.
 
         Where the endpoints are at their limit, a `planner` goes first.
         """
-        pool = self._pool
+        pool, api = self._pool, _language(path)
         refusal: Refusal | None = None
         for number in range(self.tuning.rounds):
-            candidates = pool.order()
+            order = pool.order()
+            candidates = [e for e in order if self._speaks(e, api) is not False]
+            if api and order and not candidates:
+                return Refusal(Kind.OTHER_API, order[0].label, detail=api.spoken)
             if number:
                 refused = refusal.retry_after_s if refusal else None
                 await asyncio.sleep(min(self.tuning.max_wait_s, refused or self.tuning.backoff_s * 2 ** (number - 1)))
@@ -117,6 +126,8 @@ class Upstream:
                     await asyncio.sleep(min(wait, self.tuning.max_wait_s))  # all were told to wait: so does the fleet
                 for endpoint in candidates:
                     outcome = await self._attempt(pool, endpoint, method, path, headers, body, stream, timeout_s)
+                    if isinstance(outcome, Refusal) and outcome.kind is Kind.NOT_FOUND:
+                        outcome = await self._understood(endpoint, api, outcome)
                     if isinstance(outcome, Answer) or outcome.kind is Kind.REJECTED:
                         limited = False
                         return outcome
@@ -166,24 +177,61 @@ class Upstream:
         self.rehearsal = self.rehearsal or REHEARSAL_MODEL in models
         return None, frozenset(models)
 
-    async def try_model(self, endpoint: Endpoint, model: str, timeout_s: float) -> Refusal | None:
+    async def try_model(self, endpoint: Endpoint, model: str, timeout_s: float, api: Api = Api.CHAT) -> Refusal | None:
         """One short answer, nothing tried again."""
         pool = EndpointPool([endpoint], self._clock.monotonic)
-        ask = {"model": model, "max_tokens": 16, "messages": [{"role": "user", "content": "Answer: ok"}]}
-        outcome = await self._attempt(
-            pool, endpoint, "POST", "chat/completions", {}, json.dumps(ask).encode(), False, timeout_s
-        )
-        return outcome if isinstance(outcome, Refusal) else None
+        ask = json.dumps(api.short_question(model)).encode()
+        outcome = await self._attempt(pool, endpoint, "POST", api.path, {}, ask, False, timeout_s)
+        if isinstance(outcome, Refusal):
+            return outcome
+        self._learnt[endpoint.name, api] = True
+        return None
 
-    async def examine(self, model: str) -> list[dict[str, object]]:
-        """What each endpoint itself says: its list of models, and one short answer of `model`, each asked once."""
-        return list(await asyncio.gather(*(self._examine(e, model) for e in self.endpoints)))
+    def _speaks(self, endpoint: Endpoint, api: Api | None) -> bool | None:
+        """None: nobody knows yet."""
+        if api is None:
+            return True
+        return api in endpoint.apis if endpoint.apis is not None else self._learnt.get((endpoint.name, api))
 
-    async def _examine(self, endpoint: Endpoint, model: str) -> dict[str, object]:
+    async def _understood(self, endpoint: Endpoint, api: Api | None, refusal: Refusal) -> Refusal:
+        """`refusal`, or that the endpoint does not speak `api`; every endpoint is taken to speak chat completions."""
+        if api in (None, Api.CHAT) or await self.learn(endpoint, api) is not False:
+            return refusal
+        return Refusal(Kind.OTHER_API, endpoint.label, detail=api.spoken)
+
+    async def learn(self, endpoint: Endpoint, api: Api) -> bool | None:
+        """Does it speak `api`? Asked once, with an empty request, which costs nothing; None when that does not tell."""
+        if (known := self._speaks(endpoint, api)) is not None:
+            return known
+        pool = EndpointPool([endpoint], self._clock.monotonic)
+        outcome = await self._attempt(pool, endpoint, "POST", api.path, {}, b"{}", False, _LEARNT_S)
+        if isinstance(outcome, Answer) or outcome.kind is Kind.REJECTED:
+            told = True
+        elif outcome.kind is Kind.NOT_FOUND:  # no such address, or it knows no model without a name
+            told = "model" in outcome.detail.lower()
+        elif outcome.status == _NOT_IMPLEMENTED:
+            told = False
+        else:
+            return None
+        self._learnt[endpoint.name, api] = told
+        return told
+
+    async def examine(self, model: str, api: Api = Api.CHAT) -> list[dict[str, object]]:
+        """What each endpoint itself says: its list of models, and one short answer of `model`, in `api` too where that is
+        another language; each asked once.
+        """
+        return list(await asyncio.gather(*(self._examine(e, model, api) for e in self.endpoints)))
+
+    async def _examine(self, endpoint: Endpoint, model: str, api: Api) -> dict[str, object]:
         refusal, models = await self.look(endpoint)
         began = self._clock.monotonic()
         if refusal is None or not (refusal.kind.lasting or refusal.kind is Kind.UNREACHABLE):
             refusal = await self.try_model(endpoint, model, timeout_s=_EXAMINED_S)
+        if refusal is None and api is not Api.CHAT:
+            if await self.learn(endpoint, api) is False:
+                refusal = Refusal(Kind.OTHER_API, endpoint.label, detail=api.spoken)
+            else:
+                refusal = await self.try_model(endpoint, model, timeout_s=_EXAMINED_S, api=api)
         return {
             "label": endpoint.label,
             "models": [self.scrub(m) for m in sorted(models)[:_MODELS_TOLD]],
@@ -226,8 +274,15 @@ class Upstream:
         stream: bool,
         timeout_s: float,
     ) -> Answer | Refusal:
-        sent = {k: v for k, v in headers.items() if k.lower() in _FORWARDED} or {"content-type": "application/json"}
-        if key := endpoint.api_key.get_secret_value():
+        sent = {k.lower(): v for k, v in headers.items() if k.lower() in _FORWARDED} or {
+            "content-type": "application/json"
+        }
+        key = endpoint.api_key.get_secret_value()
+        if _language(path) is Api.MESSAGES:
+            sent.setdefault("anthropic-version", _ANTHROPIC_VERSION)
+            if key:
+                sent["x-api-key"] = key
+        elif key:
             sent["authorization"] = f"Bearer {key}"
         # A stream may well take longer than one answer's time, as long as it keeps coming.
         timeout = aiohttp.ClientTimeout(
@@ -283,6 +338,10 @@ class Upstream:
         if message:
             return self.scrub(str(message))[:2_000]
         return self.scrub(body.decode("utf-8", "replace"))[:400]  # cut first, half a key would be none to the scrubber
+
+
+def _language(path: str) -> Api | None:
+    return api_of_path(path.partition("?")[0])
 
 
 async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:

@@ -53,6 +53,8 @@ _FOR_CREDENTIALS = (
 _CONFIG = (
     *("core.hooksPath=" + _NULL, "core.fsmonitor=false", "core.quotePath=false", "gc.auto=0", "maintenance.auto=false"),
     *("protocol.ext.allow=never", "submodule.recurse=false", "advice.detachedHead=false"),
+    # None of the repository's own attributes: some versions read them from HEAD, where `-diff` hides a change from people.
+    "attr.tree=4b825dc642cb6eb9a060e54bf8d69288fbee4904",
 )
 _NETWORK_CONFIG = ("push.followTags=false", "push.gpgSign=false", "fetch.prune=false", "fetch.writeCommitGraph=false")
 

@@ -1,21 +1,36 @@
 """What a worker's delivery is worth: its run and its handoff, written to the ledger in that order."""
 
+import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from longshot_dagster.adapters.fleet import member_of
 from longshot_dagster.adapters.ledger import BuildLedger
 from longshot_dagster.adapters.order_run import Delivery
 from longshot_dagster.adapters.providers import not_enforced
 from longshot_dagster.core.clock import Clock
 from longshot_dagster.core.contract import WorkResult
 from longshot_dagster.core.costs import cost_usd
-from longshot_dagster.core.errors import BudgetExhausted, Cancelled, HostileBundle, ModelUnavailable
-from longshot_dagster.core.models import MAX_DIFF, MAX_PATH, BuildRequest, Handoff, HandoffMetrics, Task, WorkerRun
+from longshot_dagster.core.errors import BudgetExhausted, Cancelled, HostileBundle, LongshotError, ModelUnavailable
+from longshot_dagster.core.evidence import doubts
+from longshot_dagster.core.models import (
+    MAX_DIFF,
+    MAX_LINE,
+    MAX_LIST,
+    MAX_PATH,
+    BuildRequest,
+    Handoff,
+    HandoffMetrics,
+    Task,
+    WorkerRun,
+)
 from longshot_dagster.core.sandbox import SandboxProvider
 from longshot_dagster.core.working import (
     CANCELLED,
     MODEL_FAILED,
     OVER_BUDGET,
+    UNPLACED,
     cancelled_handoff,
     check_results,
     concerns,
@@ -23,6 +38,7 @@ from longshot_dagster.core.working import (
     harness_of,
     interrupted_handoff,
     judge,
+    unplaced,
 )
 
 _MAX_FILES = 5_000
@@ -53,6 +69,7 @@ class Intake(Protocol):
 
     def intake(self, build: str, task: str, base: str, bundle: bytes) -> str: ...
     def diff(self, base: str, head: str) -> Diff: ...
+    def find(self, oid: str, glob: str, limit: int = 200) -> list[str]: ...
 
 
 class Usage(Protocol):
@@ -81,6 +98,9 @@ class Attempt:
     budget: int = 0  # of the build, in tokens, as the gateway was told; 0 is none
     start: str | None = None  # where an interrupted worker had come to
     used: Usage | None = None  # by the task, when its worker had come to its end; None: the gateway has to be asked
+    harness: str = ""  # it was routed to; empty: the settings'
+    route: str = ""  # why there
+    tried: tuple[str, ...] = ()  # what came to nothing before
 
 
 class HandingIn:
@@ -132,12 +152,22 @@ class HandingIn:
             summary=result.summary or result.error or "(the agent gave no summary)",
             diff=_text(diff),
             files_changed=_names(diff),
-            concerns=concerns(result),
+            concerns=[*self._doubts(attempt, result, head, _names(diff)), *concerns(result)][:MAX_LIST],
             suggestions=result.suggestions,
             metrics=self._metrics(task, attempt, result, diff),
         )
         cancelled = self._ledger.cancel_requested(task.id)  # at the very moment it was done: then it must not land
         return self.save(cancelled_handoff(task, handoff) if cancelled else handoff)
+
+    def _doubts(self, attempt: Attempt, result: WorkResult, head: str | None, changed: list[str]) -> list[str]:
+        """Where what the worker says does not fit what was measured."""
+
+        def exists(path: str) -> bool:
+            with contextlib.suppress(LongshotError):
+                return bool(self._mirror.find(head or attempt.base, path, 1))
+            return True
+
+        return doubts(result, changed, check_results(result), exists)
 
     def stopped(
         self, task: Task, attempt: Attempt, status: str, result: WorkResult | None, head: str | None
@@ -182,14 +212,20 @@ class HandingIn:
         if result.harness_status == MODEL_FAILED and silent and idle:
             raise ModelUnavailable(f"no answer from the model for {task.id}: {result.error or 'no reason given'}")
 
-    def failed(self, task: Task, why: str, began: float) -> Handoff:
+    def nowhere(self, task: Task, why: str, began: float) -> Handoff:
+        """No provider or harness that is configured can take it: for the planner to decide, and no model was asked."""
+        now = self._clock.now()
+        attempt = Attempt(1, self._request.base, "", now, began, 0, used=self.usage(task))
+        self._save_run(task, attempt, UNPLACED, error=why)
+        return self.save(unplaced(task, why, self._ms_since(began)))
+
+    def failed(self, task: Task, why: str, began: float, tried: Sequence[str] = ()) -> Handoff:
         used = self.usage(task)
         if self._ledger.run(task.id) is None or self._ledger.interrupted(task.id) is not None:
             now = self._clock.now()
             started_at = now - (self._clock.monotonic() - began)
-            self._save_run(
-                task, Attempt(1, self._request.base, "", started_at, began, 0, used=used), "crashed", error=why
-            )
+            attempt = Attempt(1, self._request.base, "", started_at, began, 0, used=used, tried=tuple(tried))
+            self._save_run(task, attempt, "crashed", error=why)
         return self.save(failed(task, why, used.tokens_in + used.tokens_out, self._ms_since(began)))
 
     def save(self, handoff: Handoff) -> Handoff:
@@ -207,13 +243,14 @@ class HandingIn:
     ) -> None:
         settings = self._request.settings
         used = attempt.used or self.usage(task)
+        provider = member_of(self._provider, attempt.sandbox)
         self._ledger.save_run(
             WorkerRun(
                 task=task.id,
                 attempt=attempt.number,
-                provider=self._provider.name,
+                provider=provider.name,
                 sandbox=attempt.sandbox,
-                harness=harness_of(settings),
+                harness=attempt.harness or harness_of(settings),
                 harness_status=harness_status,
                 error=error[:2_000],
                 base=attempt.base,
@@ -223,7 +260,9 @@ class HandingIn:
                 tokens_in=used.tokens_in,
                 tokens_out=used.tokens_out,
                 cost_usd=cost_usd(used.tokens_in, used.tokens_out, settings),
-                not_enforced=not_enforced(settings, self._request.origins, self._provider),
+                not_enforced=not_enforced(settings, self._request.origins, provider),
+                route=attempt.route[:MAX_LINE],
+                tried=tuple(line[:MAX_LINE] for line in attempt.tried),
                 started_at=attempt.started_at,
                 ended_at=self._clock.now(),
             )

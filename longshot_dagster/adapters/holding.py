@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from longshot_dagster.adapters.home import Home
-from longshot_dagster.adapters.orchestrator import identity
 from longshot_dagster.adapters.processes import start_time
 from longshot_dagster.core.sandbox import Capabilities, Sandbox, SandboxInfo, SandboxProvider, SandboxSpec
 
@@ -41,9 +40,15 @@ class Held:
         return self._provider.list(tags)
 
 
+def _identity(home: Home) -> str:
+    from longshot_dagster.adapters.orchestrator import identity  # the repository's modules, which few commands need
+
+    return identity(home)
+
+
 def is_ours(tags: Mapping[str, str], home: Home, *, local: bool) -> bool:
     """`local`: it lies in this home's own folder, which says it as well as a tag; older versions set none."""
-    return tags.get(HOME, identity(home) if local else "") == identity(home)
+    return tags.get(HOME, _identity(home) if local else "") == _identity(home)
 
 
 def is_held(tags: Mapping[str, str]) -> bool:
@@ -54,4 +59,4 @@ def is_held(tags: Mapping[str, str]) -> bool:
 
 def _mine(home: Home) -> dict[str, str]:
     pid = os.getpid()  # asked each time: runs are forks
-    return {HOME: identity(home), HOLDER: f"{pid}.{start_time(pid) or ''}"}
+    return {HOME: _identity(home), HOLDER: f"{pid}.{start_time(pid) or ''}"}

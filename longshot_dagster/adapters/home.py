@@ -38,6 +38,11 @@ class Home:
         return self._folder("sandboxes")
 
     @property
+    def harnesses(self) -> Path:
+        """Coding agents that were installed for local sandboxes."""
+        return self._folder("harnesses")
+
+    @property
     def leaving(self) -> Path:
         return self._folder("leaving")
 

@@ -13,12 +13,14 @@ from longshot_dagster.adapters.confinement import Unconfined
 from longshot_dagster.adapters.dagster_api import DagsterApi
 from longshot_dagster.adapters.home import Home
 from longshot_dagster.adapters.ledger import Ledger
+from longshot_dagster.adapters.local_snapshots import SCHEME, LocalSnapshots
 from longshot_dagster.adapters.sandbox_local import LocalSandbox
 from longshot_dagster.core.errors import LedgerError, LongshotError, SandboxGone
 from longshot_dagster.core.models import BuildPhase, Target
 
 _BEING_MADE_S = 3_600  # younger things may be somebody's work of this moment
 _BEING_STARTED_S = 86_400
+_UNUSED_S = 86_400
 
 
 @dataclass(frozen=True)
@@ -39,11 +41,15 @@ class Leftovers:
 
     def found(self) -> list[Leftover]:
         """What crashes left. Mirrors are looked at by `tidy_mirrors`, after builds have gone."""
-        return [*self._sandboxes(), *self._unstarted(), *self._leases()]
+        return [*self._sandboxes(), *self._snapshots(), *self._unstarted(), *self._leases()]
 
     def take_away(self, leftover: Leftover) -> None:
         if leftover.path.parent == self._home.sandboxes:
-            end_sandbox(leftover.path)
+            snapshots = LocalSnapshots(self._home.sandboxes)
+            if leftover.path.name.removeprefix(".gone-").startswith("sn-"):
+                snapshots.remove(SCHEME + leftover.path.name)
+            else:
+                end_sandbox(leftover.path)
         elif leftover.path.is_dir():
             shutil.rmtree(leftover.path, ignore_errors=True)
         else:
@@ -58,6 +64,11 @@ class Leftovers:
             for folder in sorted(self._home.sandboxes.glob("sb-*"))
             if _is_over(folder) and not self._may_hold_work(folder)
         ]
+
+    def _snapshots(self) -> list[Leftover]:
+        """Those that no sandbox has begun with for a day; what lies on another one comes before it."""
+        unused = LocalSnapshots(self._home.sandboxes).unused(_UNUSED_S)
+        return [Leftover(f"snapshot {folder.name}", folder, size_of(folder)) for folder in unused]
 
     def _may_hold_work(self, folder: Path) -> bool:
         with contextlib.suppress(SandboxGone, LongshotError):

@@ -15,6 +15,7 @@ from longshot_dagster.core.settings import MergeStrategy
 
 MAX_REBASED = 30  # commits; a longer branch is squashed
 
+_AHEAD_S = 86_400  # clocks differ
 _BLOB_CAP = 1 << 20
 _CONTEXT = 15  # lines around a conflict, where the whole file is too long
 
@@ -131,6 +132,8 @@ class Merger:
             return "its history touches paths that may not land"
         if wanted is not MergeStrategy.REBASE and not branch.fit:
             return "its messages or authors are not fit for the landing branch"
+        if wanted is not MergeStrategy.REBASE and any(c.newest > self.at + _AHEAD_S for c in branch.commits):
+            return "its commits are dated in the future"
         if wanted is MergeStrategy.FAST_FORWARD and branch.base != onto:
             return "the landing branch has moved since its base"
         if wanted is MergeStrategy.FAST_FORWARD and not forwardable:

@@ -198,11 +198,14 @@ class Mirror:
 
     # --- code in and out ---------------------------------------------------------------------------------------------
 
-    def bundle(self, base: str) -> Path:
-        """A cached file with `base` and its whole history under the one ref refs/heads/base."""
+    def bundle(self, base: str, since: str = "") -> Path:
+        """A cached file with `base` and its whole history under the one ref refs/heads/base.
+
+        With `since`, an ancestor of `base`, only what is not in its history: for whoever has that already.
+        """
         self._make()
         folder = self.path / "longshot-bundles"
-        path = folder / f"{base}.bundle"
+        path = folder / (f"{base}-{since}.bundle" if since else f"{base}.bundle")
         if path.exists():
             return path
         with locked(folder / ".lock"):
@@ -210,10 +213,11 @@ class Mirror:
                 # Written by ourselves: `git bundle create` would need the ref refs/heads/base to exist in the mirror.
                 unfinished = folder / ".unfinished"
                 with unfinished.open("wb") as file:
-                    file.write(f"# v2 git bundle\n{base} {BASE_REF}\n\n".encode())
+                    needs, without = (f"-{since} \n", f"^{since}\n") if since else ("", "")
+                    file.write(f"# v2 git bundle\n{needs}{base} {BASE_REF}\n\n".encode())
                     file.flush()
-                    options = ("--stdout", "--revs", "--delta-base-offset", "-q")
-                    self._git.run("pack-objects", *options, stdin=f"{base}\n".encode(), into=file)
+                    options = ("--stdout", "--revs", "--delta-base-offset", "-q", *(("--thin",) if since else ()))
+                    self._git.run("pack-objects", *options, stdin=f"{base}\n{without}".encode(), into=file)
                 unfinished.rename(path)
                 self._pack_now_and_then(base)
         _forget_old_bundles(folder, path)

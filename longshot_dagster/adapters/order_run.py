@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
+from longshot_dagster.adapters.fleet import created, member_of
+from longshot_dagster.adapters.model_relay import way_to_model
 from longshot_dagster.adapters.worker_archive import worker_archive
 from longshot_dagster.core import contract
 from longshot_dagster.core.clock import Clock
@@ -25,8 +27,17 @@ from longshot_dagster.core.errors import (
     SandboxError,
     SandboxRefused,
     TooLarge,
+    WrongUse,
 )
-from longshot_dagster.core.sandbox import ExecResult, NetworkMode, Sandbox, SandboxProvider, SandboxSpec, Stream
+from longshot_dagster.core.sandbox import (
+    Capabilities,
+    ExecResult,
+    NetworkMode,
+    Sandbox,
+    SandboxProvider,
+    SandboxSpec,
+    Stream,
+)
 from longshot_dagster.core.settings import Settings
 from longshot_dagster.core.working import read_result
 
@@ -62,34 +73,48 @@ def sandbox_for(
     sockets: Mapping[str, str] | None = None,
     notes: Mapping[str, str] | None = None,
     stays: Callable[[], bool] = lambda: False,
+    image: str = "",
+    layers: Mapping[str, str] | None = None,
+    gpu: str = "",
 ) -> Iterator[Sandbox]:
     """A fresh sandbox that is gone afterwards, unless it `stays` for whoever can keep what is in it.
 
-    It carries `tags` and `notes`, its name is made of `tags` alone.
+    `image` is a snapshot of the same provider. It carries `tags` and `notes`, its name is made of `tags` alone.
     """
-    able = provider.capabilities
-    wanted: NetworkMode = "open" if settings.sandbox_network.value == "open" or "none" not in able.network else "none"
-    sandbox = provider.create(
-        SandboxSpec(
+
+    def spec_at(able: Capabilities) -> SandboxSpec:
+        wanted = _network(settings.sandbox_network.value, able)
+        return SandboxSpec(
             name="-".join(tags.values()),
+            image=image,
+            hosts=settings.allowed_hosts if wanted == "allowlist" else (),
             tags={**tags, **(notes or {})},
             env={"LONGSHOT_NETWORK": wanted},
             network=wanted,
             lifetime_s=int(work_s) + _MARGIN_S,
             cpu=settings.sandbox_cpu_cores if able.enforces_cpu else None,
             memory_mb=settings.sandbox_memory_mb if able.enforces_memory else None,
-            sockets=sockets or {},
+            sockets=(sockets or {}) if able.sockets else {},
+            layers=(layers or {}) if able.layers else {},
             readable=settings.readable_folders,
+            gpu=gpu,
         )
-    )
+
+    sandbox = created(provider, "-".join(tags.values()), spec_at)
     try:
-        yield sandbox
+        with way_to_model(member_of(provider, sandbox.id), sandbox, sockets or {}, int(work_s) + _MARGIN_S):
+            yield sandbox
     finally:
         with contextlib.suppress(
             SandboxError
         ):  # it ends with its build, or its lifetime; what came out of it is worth more
             if not stays():
                 sandbox.terminate()
+
+
+def _network(wanted: NetworkMode, able: Capabilities) -> NetworkMode:
+    """As it was set; where nobody chose, and it cannot be closed, it is open, which was said when the build began."""
+    return "open" if wanted == "none" and "none" not in able.network else wanted
 
 
 def end_sandboxes(provider: SandboxProvider, tags: Mapping[str, str]) -> int:
@@ -104,17 +129,18 @@ def end_sandboxes(provider: SandboxProvider, tags: Mapping[str, str]) -> int:
 def carry_out(
     sandbox: Sandbox,
     order: WorkOrder,
-    bundle: Path,
+    bundle: Path | None,
     timeout_s: float,
     cancelled: Callable[[], bool],
     said: Callable[[bytes], None] | None = None,
 ) -> Delivery:
     """A worker that hangs, dies or is cancelled is ended and what it did is salvaged. `said` gets its output as it comes.
 
-    Raises SandboxError, and Cancelled for a sweep: of that nothing is worth keeping.
+    `bundle` is None where the sandbox holds everything already. Raises SandboxError, and Cancelled for a sweep: of that nothing is worth keeping.
     """
-    sandbox.write(contract.WORKER, worker_archive())
-    sandbox.write(contract.BUNDLE_IN, _content(bundle))
+    sandbox.write(contract.WORKER, _worker(order.harness))
+    if bundle is not None:
+        sandbox.write(contract.BUNDLE_IN, _content(bundle))
     try:
         ran = _run(sandbox, order, timeout_s, cancelled, said)
     except Cancelled:
@@ -131,6 +157,13 @@ def carry_out(
     if ran.timed_out:
         return Delivery(None, f"nothing came back within {timeout_s:.0f} s", None, b"")
     return collect(sandbox, order)
+
+
+def _worker(harness: str) -> bytes:
+    try:
+        return worker_archive(harness)
+    except WrongUse as e:  # of a package that was uninstalled meanwhile, say
+        raise SandboxRefused(str(e)) from e
 
 
 def _content(bundle: Path) -> bytes:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+from longshot_dagster.adapters.fleet import member_of
 from longshot_dagster.adapters.gateway_client import Gateway
 from longshot_dagster.adapters.holding import HOLDER, is_held, is_ours
 from longshot_dagster.adapters.home import Home
@@ -116,13 +117,14 @@ class Orphanage:
         names = sorted({f.task for f in found if f.fate is Fate.HOLDS_WORK} & set(ledger.task_ids()))
         before = {name: (ledger.interrupted(name), ledger.handoff(name)) for name in names}
         provider = found[0].provider  # of all of them
+        live_on = any(member_of(provider, f.info.id).capabilities.survives_client for f in found)
         mirror = Mirror(self._home, request.target)
         runner = WorkerRunner(ledger, request, provider, mirror, Gateway(self._home), self._clock)
 
         def recover(name: str) -> None:
             with contextlib.suppress(LongshotError):
                 # Nobody waits for workers that live on: whoever asked for this wants them ended.
-                runner.recover(ledger.existing_task(name), lambda: provider.capabilities.survives_client)
+                runner.recover(ledger.existing_task(name), lambda: live_on)
 
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             list(pool.map(recover, names))

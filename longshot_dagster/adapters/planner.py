@@ -126,7 +126,7 @@ class Planner:
             role="root-planner" if key.planner == ROOT else "subplanner",
             message=follow_up(facts) if earlier else first_message(facts),
             earlier=earlier,
-            rules=Rules(key, parent, active),
+            rules=Rules(key, parent, active, self._request.settings),
             turn={"head": state.head, "handoffs_seen": seen},
         )
 
@@ -153,7 +153,7 @@ class Planner:
             role="reconciler",
             message=reconciler_message(key, self._request.request, state, sweep, active),
             earlier=None,
-            rules=Rules(key, None, active),
+            rules=Rules(key, None, active, self._request.settings),
             turn={"head": state.head, "sweep": number},
         )
 
@@ -179,7 +179,8 @@ class Planner:
         build, settings, account = key.build, self._request.settings, f"planner-{key.planner}"
         began = self._clock.monotonic()
         check = _Check(rules)
-        socket = self._gateway.open(build, account, settings.max_tokens_per_build, settings.llm_timeout)
+        budget = settings.max_tokens_per_build
+        socket = self._gateway.open(build, account, budget, settings.llm_timeout, settings.llm_model)
         try:
             before = self._gateway.usage(build, account).total
             said = converse(

@@ -1,55 +1,117 @@
-"""Which sandbox provider a build gets, and which of its settings that provider cannot keep."""
+"""Which sandbox provider a build gets, or several of them, and which of its settings they cannot keep."""
 
 import os
 import tempfile
 from collections.abc import Mapping
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
+from typing import cast
 
 from pydantic import ValidationError
 
+from longshot_dagster.adapters.fleet import Fleet, Healths, Member
+from longshot_dagster.adapters.holding import Held
 from longshot_dagster.adapters.home import Home
-from longshot_dagster.adapters.installed_providers import load_provider
+from longshot_dagster.adapters.installed_providers import MakeProvider, load_provider
+from longshot_dagster.adapters.modal_sdk import has_credentials
 from longshot_dagster.adapters.sandbox_local import LocalProvider
+from longshot_dagster.core.clock import SystemClock
 from longshot_dagster.core.errors import SandboxRefused, WrongUse
 from longshot_dagster.core.sandbox import SandboxProvider
-from longshot_dagster.core.settings import Origin, Provider, Settings
+from longshot_dagster.core.settings import Isolation, Origin, Provider, Settings
 
 # A folder that can be read can be spoken to: a socket in it answers whoever finds it.
 _SPEAKING = ("/run", "/sys")
 
+# Of a provider that needs somebody's library: our module, its class, and that library, which an extra of the same name brings.
+_WITH_LIBRARY = {
+    Provider.MODAL: ("longshot_dagster.adapters.sandbox_modal", "ModalProvider", "modal"),
+    Provider.DOCKER: ("longshot_dagster.adapters.sandbox_docker", "DockerProvider", "docker"),
+    Provider.E2B: ("longshot_dagster.adapters.sandbox_e2b", "E2BProvider", "e2b"),
+}
+
 
 def make_provider(settings: Settings, origins: Mapping[str, Origin], home: Home) -> tuple[SandboxProvider, str]:
-    """The provider and one line about it for a person.
+    """The provider, or a fleet of those that share the work, and one line about it for a person.
 
-    Raises WrongUse when it does not exist, does not work on this host, or cannot keep a setting that somebody chose.
+    Raises WrongUse when one does not exist, does not work on this host, or cannot keep a setting that somebody chose.
     """
-    name = settings.sandbox_provider
-    if name == Provider.MODAL:
-        raise WrongUse("SANDBOX_PROVIDER=modal is not built yet; use SANDBOX_PROVIDER=local")
-    if name not in tuple(Provider):
-        return _installed(name, settings, origins, home)
-    provider = LocalProvider(home.sandboxes, settings.sandbox_isolation)
+    settled = decided(settings)
+    found = {name: _made(name, settled, origins, home) for name in settled.providers}
+    made = {name: (Held(provider, home), note) for name, (provider, note) in found.items()}
+    if len(made) == 1:
+        provider, note = next(iter(made.values()))
+        return provider, f"auto: {_why_auto(settled)}, using {note}" if settings is not settled else note
+    weights = settled.providers
+    members = tuple(Member(provider, weights[name]) for name, (provider, _) in made.items())
+    notes = [f"{weights[name]:g} of {note}" for name, (_, note) in made.items()]
+    return Fleet(members, Healths(SystemClock())), f"several by weight: {', '.join(notes)}"
+
+
+def decided(settings: Settings) -> Settings:
+    """`settings` with a provider for `auto`: Modal for whoever has an account, unless something asks for this host.
+
+    Decided once, when a build starts: every process must look for its sandboxes at the same place.
+    """
+    if settings.sandbox_provider != Provider.AUTO:
+        return settings
+    here = settings.sandbox_isolation is Isolation.NONE or settings.readable_folders
+    name = Provider.MODAL if has_credentials(os.environ) and not here else Provider.LOCAL
+    return settings.model_copy(update={"sandbox_provider": name.value})
+
+
+def _why_auto(settled: Settings) -> str:
+    if settled.sandbox_provider == Provider.MODAL:
+        return "there is a Modal account"
+    return (
+        "the settings ask for this host"
+        if has_credentials(os.environ)
+        else "no Modal account is set up (MODAL_TOKEN_ID)"
+    )
+
+
+def _made(name: str, settings: Settings, origins: Mapping[str, Origin], home: Home) -> tuple[SandboxProvider, str]:
+    """One provider that works here and keeps what was chosen. Raises WrongUse."""
+    if name == Provider.LOCAL:
+        provider: SandboxProvider = LocalProvider(home.sandboxes, settings.sandbox_isolation)
+    elif name in _WITH_LIBRARY:
+        provider = _with_library(Provider(name))(settings, home.sandboxes)
+    else:
+        provider = load_provider(name)(settings, home.sandboxes)
     try:
-        isolation = provider.capabilities.isolation
+        able = provider.capabilities
     except SandboxRefused as e:
         raise WrongUse(str(e)) from e
-    not_enforced(settings, origins, provider)
-    _check_readable(settings, home)
-    note = "local sandboxes (bubblewrap)" if isolation == "namespace" else "local, NOT isolated: agents run as you"
-    if name == Provider.AUTO:
-        note = f"auto: the Modal provider does not exist yet, using {note}"
-    return provider, note
-
-
-def _installed(name: str, settings: Settings, origins: Mapping[str, Origin], home: Home) -> tuple[SandboxProvider, str]:
-    """A provider that somebody else's package brings."""
-    provider = load_provider(name)(settings, home.sandboxes)
-    if settings.readable_folders:
+    if settings.readable_folders and not able.layers:
         raise WrongUse(
             f"SANDBOX_READABLE cannot be kept by {name} sandboxes: only local ones share folders of this host"
         )
     not_enforced(settings, origins, provider)
-    return provider, f"{name} sandboxes (an installed package brings them)"
+    _check_readable(settings, home)
+    if name == Provider.LOCAL:
+        isolated = able.isolation != "none"
+        return provider, "local sandboxes (bubblewrap)" if isolated else "local, NOT isolated: agents run as you"
+    return provider, f"{name} sandboxes" + ("" if name in _WITH_LIBRARY else " (an installed package brings them)")
+
+
+def _with_library(name: Provider) -> MakeProvider:
+    module, maker, library = _WITH_LIBRARY[name]
+    if find_spec(library) is None:
+        raise WrongUse(
+            f"SANDBOX_PROVIDER={name} needs the package {library}: pip install 'longshot-dagster[{name.value}]'"
+        )
+    if find_spec(module) is None:
+        raise WrongUse(f"SANDBOX_PROVIDER={name} is not built yet; use SANDBOX_PROVIDER=local")
+    make = cast(MakeProvider, getattr(import_module(module), maker))
+
+    def made(settings: Settings, folder: Path) -> SandboxProvider:
+        try:
+            return make(settings, folder)
+        except SandboxRefused as e:
+            raise WrongUse(str(e)) from e
+
+    return made
 
 
 def _check_readable(settings: Settings, home: Home) -> None:

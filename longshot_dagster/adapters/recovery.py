@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from longshot_dagster.adapters.ledger import BuildLedger
+from longshot_dagster.adapters.model_relay import way_to_model
 from longshot_dagster.adapters.order_run import Delivery, collect, salvaged
 from longshot_dagster.adapters.worker_archive import worker_archive
 from longshot_dagster.core import contract
@@ -94,15 +95,17 @@ def take_up(
     timeout_s: float,
     cancelled: Callable[[], bool],
     said: Callable[[bytes], None] | None = None,
+    way: Mapping[str, str] | None = None,
 ) -> Delivery:
-    """What the worker in `sandbox` has brought about; `order` is as it was given to it.
+    """What the worker in `sandbox` has brought about; `order` is as it was given to it. `way` leads to its model, path
+    inside -> socket of this host.
 
     One that is still at work is waited for, where the provider lets it outlive whoever started it. What one that was killed
     has left is committed and bundled; that delivery is `stopped`, unless its time was over. Raises SandboxError.
     """
     timed_out = False
     if provider.capabilities.survives_client and not _finished(sandbox):
-        with contextlib.suppress(Cancelled):
+        with contextlib.suppress(Cancelled), way_to_model(provider, sandbox, way or {}, timeout_s, needed=False):
             timed_out = _attend(sandbox, timeout_s, cancelled, said).timed_out
     if _finished(sandbox):
         return collect(sandbox, order)

@@ -30,6 +30,7 @@ from longshot_dagster.adapters.mirror import Mirror, Remote
 from longshot_dagster.adapters.orchestrator import Seat
 from longshot_dagster.adapters.places import place
 from longshot_dagster.adapters.planner import Turn
+from longshot_dagster.adapters.providers import decided
 from longshot_dagster.adapters.settings import Resolved
 from longshot_dagster.adapters.starting import prepared
 from longshot_dagster.adapters.targets import RESERVED, resolve_target
@@ -141,7 +142,7 @@ class Restoring:
         seat = Seat(mirror, build)
         hold, driven_by = seat.hold(commit, self._clock.now()) if pushed else (Hold.FREE, None)
         state = _document(BuildState, documents["state.json"], build) if "state.json" in documents else None
-        request = rules.restored_request(asked, target, resolved.settings, resolved.origins)
+        request = rules.restored_request(asked, target, decided(resolved.settings), resolved.origins)
         return Restorable(request, state, resolved, commit, pushed, hold, driven_by, documents, notes)
 
     def carry_out(

@@ -2,48 +2,73 @@
 
     <base>/<id>/meta.json     what it is; without it the sandbox is over
                /root/         its whole file system, or what it may write of it
-               /running/<pid> one per running command: when that process started
+               /running/<pid> one per running command: when that process started; its time is the last sign of life
+               /groups        control groups that hold its limits
+               /room-*/, /egress-*/  of one running command: what the kernel needs for an overlay, a proxy's socket
+    <base>/egress.jsonl       every connection that a sandbox with an allowlist has asked for
 
 Another process of the same user can list, attach and end them, so nothing is lost when an orchestrator dies.
 """
 
 import contextlib
-import errno
+import dataclasses
+import hashlib
 import json
 import os
-import selectors
-import shutil
 import signal
-import stat
 import subprocess
-import threading
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
-from longshot_dagster.adapters.confinement import ROOT_VARIABLE, Confined, Confinement, Unconfined, bubblewrap
-from longshot_dagster.adapters.documents import write_atomically
+from longshot_dagster.adapters import egress
+from longshot_dagster.adapters.attended import Outcome, attend
+from longshot_dagster.adapters.confinement import (
+    ROOT_VARIABLE,
+    Confined,
+    Confinement,
+    Overlay,
+    Unconfined,
+    bubblewrap,
+)
+from longshot_dagster.adapters.control_groups import (
+    MAX_PROCESSES,
+    Limits,
+    control_groups,
+    end_groups,
+    entering,
+    memory_kills,
+    remove_groups,
+)
+from longshot_dagster.adapters.egress import EgressProxy
+from longshot_dagster.adapters.egress_relay import EGRESS_SOCKET
+from longshot_dagster.adapters.layered_files import LayeredFiles
+from longshot_dagster.adapters.limit_watch import WATCH, Watched
+from longshot_dagster.adapters.local_promises import holds_cpu, holds_memory, on_cores, refuse_unenforceable
+from longshot_dagster.adapters.local_snapshots import SCHEME, LocalSnapshots, SnapshotInfo, held, remove_tree
 from longshot_dagster.adapters.processes import carrying, end_tree, kill, start_time
 from longshot_dagster.core.errors import Cancelled, FileMissing, SandboxError, SandboxGone, SandboxRefused, TooLarge
 from longshot_dagster.core.sandbox import Capabilities, ExecResult, SandboxInfo, SandboxSpec, Stream
 from longshot_dagster.core.settings import Isolation
 
-_POLL_S = 0.2  # a cancelled run must stop within a quarter of a second
-_MAX_SOCKET_PATH = 107
+_UNIQUE = 8  # characters of an id that are drawn
 _GRACE_S = 600.0  # for keeping what is in a sandbox whose lifetime was over before anybody came back
 
 
 class LocalProvider:
-    """Sandboxes below `base`."""
+    """Sandboxes below `base`. `reach` is how those with an allowlist get to a host of it."""
 
     name = "local"
 
-    def __init__(self, base: Path, isolation: Isolation) -> None:
+    def __init__(self, base: Path, isolation: Isolation, reach: egress.Reach = egress.reach) -> None:
         self._base = base
         self._isolation = isolation
+        self._reach = reach
+        self._snapshots = LocalSnapshots(base)
 
     @property
     def confinement(self) -> Confinement:
@@ -52,58 +77,94 @@ class LocalProvider:
 
     @property
     def capabilities(self) -> Capabilities:
-        return self.confinement.capabilities
+        able = self.confinement.capabilities
+        return dataclasses.replace(able, enforces_cpu=holds_cpu(), enforces_memory=holds_memory())
 
     def create(self, spec: SandboxSpec) -> "LocalSandbox":
         confinement = self.confinement
-        _refuse_unenforceable(spec, confinement.capabilities)
-        made = LocalSandbox(self._base / f"sb-{uuid.uuid4().hex[:12]}", confinement)
+        refuse_unenforceable(spec, self.capabilities)
+        made = LocalSandbox(self._base / _new_id(spec.name), confinement, self._reach)
         try:
             made.root.mkdir(parents=True, mode=0o700)
             made.running.mkdir()
-            confinement.prepare(made.root, spec.sockets)
-            made.host_path(spec.workdir).mkdir(parents=True, exist_ok=True)
-            made.begin(spec)
+            below: list[str] = []
+            if spec.image:
+                below = self._snapshots.begin(spec.image, made.root, made.id)
+                if below and not confinement.can_overlay(self._base):
+                    raise SandboxRefused("this snapshot was made where overlays work, and here they do not")
+            else:
+                confinement.prepare(made.root, spec.sockets)
+                made.host_path(spec.workdir).mkdir(parents=True, exist_ok=True)
+            made.begin(spec, below)
         except OSError as e:
             made.terminate()
             raise SandboxError(f"cannot make a sandbox in {self._base}: {e.strerror or e}") from e
+        except SandboxError:
+            made.terminate()
+            raise
         return made
 
     def attach(self, sandbox_id: str) -> "LocalSandbox":
         if not sandbox_id.startswith("sb-") or "/" in sandbox_id:
             raise SandboxGone(f"{sandbox_id[:80]!r} is no local sandbox")
-        found = LocalSandbox(self._base / sandbox_id, self.confinement)
+        found = LocalSandbox(self._base / sandbox_id, self.confinement, self._reach)
         found.outlive(_GRACE_S)
+        found.end_when_idle()
         return found
 
     def list(self, tags: Mapping[str, str]) -> list[SandboxInfo]:
         found = []
         for directory in sorted(self._base.glob("sb-*")):
             with contextlib.suppress(SandboxGone):
-                meta = LocalSandbox(directory, self.confinement).meta()
+                sandbox = LocalSandbox(directory, self.confinement, self._reach)
+                meta = sandbox.meta()
                 if tags.items() <= meta["tags"].items():
+                    sandbox.end_when_idle()
                     found.append(SandboxInfo(directory.name, meta["tags"], meta["created_at"]))
         return found
+
+    def snapshots(self) -> tuple[SnapshotInfo, ...]:
+        """Oldest first."""
+        return tuple(self._snapshots.all())
+
+    def remove_snapshot(self, image: str) -> bool:
+        """False while something is put on it."""
+        return self._snapshots.remove(image)
 
 
 class LocalSandbox:
     """One sandbox; any number of threads may use it at once."""
 
-    def __init__(self, directory: Path, confinement: Confinement) -> None:
+    def __init__(self, directory: Path, confinement: Confinement, reach: egress.Reach = egress.reach) -> None:
         self.id = directory.name
         self.root = directory / "root"
         self.running = directory / "running"
         self._directory = directory
         self._confinement = confinement
+        self._reach = reach
+        self._snapshots = LocalSnapshots(directory.parent)
 
-    def begin(self, spec: SandboxSpec) -> None:
-        """Write what the sandbox is; from here on it exists."""
+    def begin(self, spec: SandboxSpec, below: Sequence[str] = ()) -> None:
+        """Write what the sandbox is; from here on it exists. Raises SandboxRefused when its name is in use."""
         now = time.time()
         tags = {**spec.tags, "name": spec.name}
         meta = {"created_at": now, "ends_at": now + spec.lifetime_s, "tags": tags, "env": dict(spec.env)}
         meta |= {"workdir": spec.workdir, "network": spec.network, "sockets": dict(spec.sockets)}
-        meta["readable"] = list(spec.readable)
-        write_atomically(self._directory / "meta.json", json.dumps(meta).encode())
+        meta |= {"readable": list(spec.readable), "layers": dict(spec.layers), "hosts": list(spec.hosts)}
+        meta |= {"idle_s": spec.idle_s, "cpu": spec.cpu, "memory_mb": spec.memory_mb, "below": list(below)}
+        self._limit(meta)
+        with held(self._directory.parent):
+            for other in self._directory.parent.glob(f"{self.id[:-_UNIQUE]}*"):
+                with contextlib.suppress(SandboxGone):
+                    if LocalSandbox(other, self._confinement).alive()["tags"].get("name") == spec.name:
+                        raise SandboxRefused(f"a sandbox named {spec.name[:200]!r} is there already")
+            self._note(meta)
+
+    def _note(self, meta: Mapping[str, Any]) -> None:
+        """Not for good, only whole: after the loss of power nothing of a sandbox can be relied on."""
+        written = self._directory / f".meta-{uuid.uuid4().hex[:8]}"
+        written.write_text(json.dumps(meta), encoding="utf-8")
+        written.replace(self._directory / "meta.json")
 
     def meta(self) -> dict[str, Any]:
         """Raises SandboxGone."""
@@ -123,7 +184,26 @@ class LocalSandbox:
             return
         meta |= {"ends_at": now + seconds, "outlived": True}
         with contextlib.suppress(OSError):  # a full disk: it is over, as it was
-            write_atomically(self._directory / "meta.json", json.dumps(meta).encode())
+            self._note(meta)
+
+    def end_when_idle(self) -> None:
+        """Raises SandboxGone when it was to end because nothing has run in it for so long; it has then."""
+        idle_s = self.meta().get("idle_s")
+        if idle_s is None or self._commands():
+            return
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - self.running.stat().st_mtime > idle_s:
+                self.terminate()
+                raise SandboxGone(f"sandbox {self.id} was ended: nothing has run in it for {idle_s} s")
+
+    def _commands(self) -> list[int]:
+        """Those that run."""
+        found = []
+        for note in self.running.glob("[0-9]*"):
+            with contextlib.suppress(FileNotFoundError):
+                if start_time(int(note.name)) == note.read_text(encoding="ascii"):
+                    found.append(int(note.name))
+        return found
 
     def exec(
         self,
@@ -137,27 +217,36 @@ class LocalSandbox:
         cancelled: Callable[[], bool] | None = None,
         keep_bytes: int = 1 << 20,
     ) -> ExecResult:
-        meta = self._alive()
-        confined = self._confinement.confine(
-            self.root,
-            argv,
-            cwd=cwd or meta["workdir"],
-            env={**meta["env"], **(env or {})},
-            network=meta["network"],
-            # A gateway that has gone took its folder along; what it served is not there, and the rest can still be had.
-            sockets={inside: host for inside, host in meta["sockets"].items() if Path(host).parent.is_dir()},
-            readable=meta.get("readable", ()),
-        )
+        meta = self._in_use()
+        groups = self._groups()
+        if not all(group.exists() for group in groups):
+            self._limit(meta)
+        ended_before = memory_kills(groups)
         began = time.monotonic()
-        deadline = began + max(0.0, min(timeout_s, meta["ends_at"] - time.time()))
-        with self._started(confined, stdin is not None) as process:
-            outcome = _attend(process, stdin, deadline, on_output, cancelled, keep_bytes)
+        with contextlib.ExitStack() as around:
+            try:
+                around.enter_context(held(self._directory, shared=True))
+            except FileNotFoundError as e:
+                raise SandboxGone(f"sandbox {self.id} is over") from e
+            confined = self._confined(meta, argv, cwd, env or {}, around)
+            deadline = time.monotonic() + max(0.0, min(timeout_s, meta["ends_at"] - time.time()))
+            process = around.enter_context(self._started(confined, groups, stdin is not None, meta.get("cpu")))
+            watched = self._watched(process.pid, meta, groups)
+            WATCH.add(watched)
+            try:
+                outcome = attend(process, stdin, deadline, on_output, cancelled, keep_bytes)
+            finally:
+                WATCH.remove(watched)
         if not (self._directory / "meta.json").exists():
             raise SandboxGone(f"sandbox {self.id} was ended while a command ran in it")
         if outcome.ended == "cancelled":
             raise Cancelled("cancelled while a command ran in its sandbox")
+        if meta.get("memory_mb") and memory_kills(groups) > ended_before:
+            _say(outcome, f"a process was ended: more than {meta['memory_mb']:,} MB of memory used", on_output)
+        if watched.over:
+            _say(outcome, f"the command was ended: {watched.over}", on_output)
         timed_out = outcome.ended == "timeout"
-        code = process.returncode
+        code = 137 if watched.over else process.returncode
         return ExecResult(
             exit_code=124 if timed_out else code if code >= 0 else 128 - code,
             stdout=bytes(outcome.tails["stdout"]),
@@ -167,33 +256,109 @@ class LocalSandbox:
             duration_s=time.monotonic() - began,
         )
 
-    def write(self, path: str, data: bytes) -> None:
-        self._alive()
+    def _confined(
+        self,
+        meta: Mapping[str, Any],
+        argv: Sequence[str],
+        cwd: str | None,
+        env: Mapping[str, str],
+        around: contextlib.ExitStack,
+    ) -> Confined:
+        """How `argv` is to be started; what it needs until it ends is there `around` it."""
+        # A gateway that has gone took its folder along; what it served is not there, and the rest can still be had.
+        sockets = {inside: host for inside, host in meta["sockets"].items() if Path(host).parent.is_dir()}
+        if meta["network"] == "allowlist":
+            folder = self._folder_for_now("egress-", around)
+            marks = {"sandbox": self.id, **{k: str(v) for k, v in meta["tags"].items() if k in ("build", "task")}}
+            proxy = EgressProxy(
+                folder, meta.get("hosts", ()), self._reach, self._directory.parent / "egress.jsonl", marks
+            )
+            sockets[EGRESS_SOCKET] = str(around.enter_context(proxy).socket)
+        overlay = None
+        if below := self._snapshots.layers(meta.get("below", ())):
+            above = self.root / "workspace"
+            above.mkdir(exist_ok=True)
+            # One for each mount: a second one clears the room of the first, which then cannot write any more.
+            overlay = Overlay(below, above, self._folder_for_now("room-", around))
+        return self._confinement.confine(
+            self.root,
+            argv,
+            cwd=cwd or meta["workdir"],
+            env={**meta["env"], **env},
+            network=meta["network"],
+            sockets=sockets,
+            readable=meta.get("readable", ()),
+            layers=meta.get("layers", {}),
+            overlay=overlay,
+        )
+
+    def _folder_for_now(self, prefix: str, around: contextlib.ExitStack) -> Path:
         try:
-            with _parent_of(self.root, path, create=True) as (parent, name):
-                flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-                with os.fdopen(os.open(name, flags, 0o644, dir_fd=parent), "wb") as file:
-                    _must_be_file(file, path)
-                    file.write(data)
+            folder = Path(tempfile.mkdtemp(prefix=prefix, dir=self._directory))
+        except OSError as e:
+            raise SandboxError(f"cannot start a command in sandbox {self.id}: {e}") from e
+        around.callback(remove_tree, folder)
+        return folder
+
+    def _watched(self, pid: int, meta: Mapping[str, Any], groups: Sequence[Path]) -> Watched:
+        watched = Watched(pid, self.root)
+        if not groups:
+            watched.processes = MAX_PROCESSES
+            watched.memory_bytes = (meta.get("memory_mb") or 0) << 20 or None
+        return watched
+
+    def _limit(self, meta: Mapping[str, Any]) -> None:
+        """Have its limits held by the kernel, where it does that."""
+        if (made := control_groups()) is not None:
+            groups = made.make(self.id, Limits(meta.get("cpu"), meta.get("memory_mb"), MAX_PROCESSES))
+            (self._directory / "groups").write_text("\n".join(map(str, groups)), encoding="utf-8")
+
+    def _groups(self) -> tuple[Path, ...]:
+        with contextlib.suppress(OSError):
+            return tuple(Path(line) for line in (self._directory / "groups").read_text(encoding="utf-8").splitlines())
+        return ()
+
+    def write(self, path: str, data: bytes) -> None:
+        files = self._files()
+        try:
+            with held(self._directory, shared=True):
+                files.write(path, data)
         except OSError as e:
             raise SandboxError(f"cannot write {path} in sandbox {self.id}: {e.strerror}") from e
 
     def read(self, path: str, *, max_bytes: int = 32 << 20) -> bytes:
-        self._alive()
+        files = self._files()
         try:
-            with _parent_of(self.root, path, create=False) as (parent, name):
-                flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-                with os.fdopen(os.open(name, flags, dir_fd=parent), "rb") as file:
-                    _must_be_file(file, path)
-                    data = file.read(max_bytes + 1)
+            data = files.read(path, max_bytes)
         except OSError as e:
             raise FileMissing(f"cannot read {path} in sandbox {self.id}: {e.strerror}") from e
         if len(data) > max_bytes:
             raise TooLarge(f"{path} in sandbox {self.id} is larger than {max_bytes:,} bytes")
         return data
 
+    def _files(self) -> LayeredFiles:
+        return LayeredFiles(self.root, self._snapshots.layers(self._in_use().get("below", ())))
+
     def snapshot(self) -> str:
-        raise SandboxRefused("local sandboxes without bubblewrap 0.11 make no snapshots")
+        """While no command runs in it: one that runs would go on changing what has been kept."""
+        self._in_use()
+        if isinstance(self._confinement, Unconfined):
+            raise SandboxRefused("sandboxes without isolation make no snapshots: what runs in them knows where it lies")
+        with held(self._directory, wait=False) as mine:
+            if not mine:
+                raise SandboxError(
+                    f"sandbox {self.id} has a command running in it; a snapshot is made when it has ended"
+                )
+            meta = self.meta()
+            layered = self._confinement.can_overlay(self._directory.parent)
+            name = self._snapshots.prepare(self.root, meta.get("below", []), self.id, layered=layered)
+            if layered:
+                try:
+                    self._note(meta | {"below": [name, *meta.get("below", [])]})
+                    self._snapshots.finish(name, self.root)
+                except OSError as e:
+                    raise SandboxError(f"cannot make a snapshot of sandbox {self.id}: {e.strerror or e}") from e
+        return SCHEME + name
 
     def cost(self) -> Decimal | None:
         return None
@@ -202,12 +367,14 @@ class LocalSandbox:
         with contextlib.suppress(FileNotFoundError):
             (self._directory / "meta.json").unlink()
         self.end_commands()
-        _remove(self._directory)
+        remove_groups(self._groups())
+        remove_tree(self._directory)
 
     def end_commands(self) -> None:
         for note in self.running.glob("[0-9]*") if self.running.exists() else ():
             with contextlib.suppress(FileNotFoundError):
                 end_tree(int(note.name), note.read_text(encoding="ascii"))
+        end_groups(self._groups())
         if isinstance(self._confinement, Unconfined):
             kill(carrying(ROOT_VARIABLE, str(self.root)))
 
@@ -215,26 +382,39 @@ class LocalSandbox:
         """Where `path` of the sandbox lies on the host; for what we made ourselves, never for what an agent may have."""
         return self.root / Path(path).relative_to("/")
 
-    def _alive(self) -> dict[str, Any]:
+    def alive(self) -> dict[str, Any]:
+        """What it is. Raises SandboxGone."""
         meta = self.meta()
         if time.time() > meta["ends_at"]:
             raise SandboxGone(f"sandbox {self.id} has reached the end of its lifetime")
         return meta
 
+    def _in_use(self) -> dict[str, Any]:
+        """As `alive`; from now on it has been idle for no time."""
+        meta = self.alive()
+        if meta.get("idle_s") is not None:
+            self.end_when_idle()
+            with contextlib.suppress(FileNotFoundError):
+                os.utime(self.running)
+        return meta
+
     @contextlib.contextmanager
-    def _started(self, confined: Confined, feed: bool) -> Iterator["subprocess.Popen[bytes]"]:
+    def _started(
+        self, confined: Confined, groups: Sequence[Path], feed: bool, cpu: float | None
+    ) -> Iterator["subprocess.Popen[bytes]"]:
         """A running process with its note; at the end nothing of its tree is left."""
         pipe = subprocess.PIPE
         try:
-            process = subprocess.Popen(  # its own session: a Ctrl-C at the terminal is ours to handle, not its
-                confined.argv,
-                env=confined.env,
-                stdin=pipe if feed else subprocess.DEVNULL,
-                stdout=pipe,
-                stderr=pipe,
-                start_new_session=True,
-                pass_fds=confined.descriptors,
-            )
+            with on_cores(None if groups else cpu):
+                process = subprocess.Popen(  # its own session: a Ctrl-C at the terminal is ours to handle, not its
+                    [*entering(groups), *confined.argv],
+                    env=confined.env,
+                    stdin=pipe if feed else subprocess.DEVNULL,
+                    stdout=pipe,
+                    stderr=pipe,
+                    start_new_session=True,
+                    pass_fds=confined.descriptors,
+                )
         except OSError as e:
             raise SandboxError(f"cannot start a command in sandbox {self.id}: {e}") from e
         finally:
@@ -265,152 +445,13 @@ class LocalSandbox:
         process.wait()
 
 
-class _Outcome:
-    """What a command has said so far, and how its run ended: `exit`, `timeout` or `cancelled`."""
-
-    def __init__(self, keep_bytes: int) -> None:
-        self.ended = "exit"
-        self.truncated = False
-        self.tails: dict[Stream, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}
-        self._keep = keep_bytes
-
-    def add(self, stream: Stream, data: bytes) -> None:
-        tail = self.tails[stream]
-        tail += data
-        if len(tail) > self._keep:
-            del tail[: len(tail) - self._keep]
-            self.truncated = True
+def _say(outcome: Outcome, line: str, on_output: Callable[[Stream, bytes], None] | None) -> None:
+    said = f"longshot: {line}\n".encode()
+    outcome.add("stderr", said)
+    if on_output is not None:
+        on_output("stderr", said)
 
 
-def _attend(
-    process: "subprocess.Popen[bytes]",
-    stdin: bytes | Iterable[bytes] | None,
-    deadline: float,
-    on_output: Callable[[Stream, bytes], None] | None,
-    cancelled: Callable[[], bool] | None,
-    keep_bytes: int,
-) -> _Outcome:
-    """Feed and drain `process` until it has ended and said everything, `deadline` passes, or `cancelled()`."""
-    outcome = _Outcome(keep_bytes)
-    pending = memoryview(stdin if isinstance(stdin, bytes) else b"")
-    with selectors.DefaultSelector() as selector:
-        for name, pipe in (("stdout", process.stdout), ("stderr", process.stderr)):
-            os.set_blocking(cast(IO[bytes], pipe).fileno(), False)
-            selector.register(cast(IO[bytes], pipe), selectors.EVENT_READ, name)
-        if process.stdin is not None and stdin is not None and not isinstance(stdin, bytes):
-            threading.Thread(target=_pour, args=(stdin, os.dup(process.stdin.fileno())), daemon=True).start()
-            process.stdin.close()
-        elif process.stdin is not None:
-            os.set_blocking(process.stdin.fileno(), False)
-            selector.register(process.stdin, selectors.EVENT_WRITE, "stdin")
-        while True:
-            if cancelled is not None and cancelled():
-                outcome.ended = "cancelled"
-                return outcome
-            left = deadline - time.monotonic()
-            if left <= 0:
-                outcome.ended = "timeout"
-                return outcome
-            for key, _ in selector.select(min(_POLL_S, left)):
-                if key.data == "stdin":
-                    pending = _feed(selector, cast(IO[bytes], key.fileobj), pending)
-                elif data := _drain(cast(IO[bytes], key.fileobj)):
-                    outcome.add(key.data, data)
-                    if on_output is not None:
-                        on_output(key.data, data)
-                elif data is not None:
-                    selector.unregister(key.fileobj)
-            speaking = any(key.data != "stdin" for key in selector.get_map().values())
-            if not speaking:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(min(_POLL_S, max(0.0, left)))
-            if not speaking and process.poll() is not None:
-                return outcome
-
-
-def _pour(chunks: Iterable[bytes], pipe: int) -> None:
-    """Feed a command whatever comes, until there is no more of it, or the command has ended."""
-    with contextlib.suppress(OSError), os.fdopen(pipe, "wb", buffering=0) as sink:
-        for chunk in chunks:
-            view = memoryview(chunk)
-            while view:
-                view = view[sink.write(view) :]
-
-
-def _drain(pipe: IO[bytes]) -> bytes | None:
-    """What is there: empty at the end, None when there is nothing just now."""
-    try:
-        return os.read(pipe.fileno(), 1 << 16)
-    except BlockingIOError:
-        return None
-    except OSError:
-        return b""
-
-
-def _feed(selector: selectors.BaseSelector, pipe: IO[bytes], pending: memoryview) -> memoryview:
-    try:
-        pending = pending[os.write(pipe.fileno(), pending[: 1 << 16]) :] if pending else pending
-    except BlockingIOError:
-        return pending
-    except OSError:
-        pending = pending[:0]  # it closed its end: it does not want the rest
-    if not pending:
-        selector.unregister(pipe)
-        pipe.close()
-    return pending
-
-
-def _refuse_unenforceable(spec: SandboxSpec, able: Capabilities) -> None:
-    """Raises SandboxRefused for the first thing in `spec` that local sandboxes cannot promise."""
-    if spec.network not in able.network:
-        raise SandboxRefused(
-            "without isolation the network cannot be closed: set SANDBOX_NETWORK=open to say it is open"
-        )
-    if spec.cpu is not None or spec.memory_mb is not None:
-        raise SandboxRefused("local sandboxes cannot limit CPU cores or memory")
-    for folder in spec.readable:
-        if not Path(folder).is_dir():
-            raise SandboxRefused(f"SANDBOX_READABLE names {folder}, and there is no such folder")
-    for inside, host in spec.sockets.items():
-        if Path(inside).name != Path(host).name:
-            raise SandboxRefused(f"a socket keeps its file name: {host} cannot be {inside}")
-        if len(os.fsencode(host)) > _MAX_SOCKET_PATH:
-            raise SandboxRefused(
-                f"{host} is too long for a unix socket ({_MAX_SOCKET_PATH} bytes); set a shorter TMPDIR"
-            )
-
-
-@contextlib.contextmanager
-def _parent_of(root: Path, path: str, *, create: bool) -> Iterator[tuple[int, str]]:
-    """An open directory and a name in it. No component may be a link: an agent made them, the host would follow them."""
-    parts = [p for p in path.split("/") if p not in ("", ".")]
-    if not path.startswith("/") or not parts or ".." in parts:
-        raise SandboxError(f"{path[:200]!r} is not an absolute path of a sandbox")
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-    here = os.open(root, flags)
-    try:
-        for part in parts[:-1]:
-            if create:
-                with contextlib.suppress(FileExistsError):
-                    os.mkdir(part, 0o755, dir_fd=here)
-            following = os.open(part, flags, dir_fd=here)
-            os.close(here)
-            here = following
-        yield here, parts[-1]
-    finally:
-        os.close(here)
-
-
-def _must_be_file(file: IO[bytes], path: str) -> None:
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        raise OSError(errno.EINVAL, "it is not a regular file", path)
-
-
-def _remove(directory: Path) -> None:
-    """Delete what an agent left, however deep or locked. `rm`, because Python's rmtree ends at its recursion limit."""
-    if not directory.exists():
-        return
-    subprocess.run(["rm", "-rf", "--", directory], stderr=subprocess.DEVNULL, check=False)
-    if directory.exists():
-        subprocess.run(["chmod", "-R", "u+rwX", "--", directory], stderr=subprocess.DEVNULL, check=False)
-        shutil.rmtree(directory, ignore_errors=True)
+def _new_id(name: str) -> str:
+    """Begins alike for sandboxes of one name, so that another one of that name is found among hundreds."""
+    return f"sb-{hashlib.sha256(name.encode()).hexdigest()[:6]}{uuid.uuid4().hex[:_UNIQUE]}"

@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from longshot_dagster.adapters.home import Home
+from longshot_dagster.adapters.installed_harnesses import installed_harnesses
 from longshot_dagster.adapters.installed_providers import installed_providers
 from longshot_dagster.core.display import display, one_line
 from longshot_dagster.core.endpoints import Endpoint, parse_endpoints
@@ -69,9 +70,11 @@ ONLY_OURS = ("LONGSHOT_", "FINALIZATION_")
 # A repository must not decide how well its agents are locked in, what they may land unseen, where the work goes, nor what it may cost.
 NOT_FOR_TARGETS = (
     *("git_repo_url", "sandbox_provider", "sandbox_isolation", "sandbox_network", "sandbox_readable"),
-    *("sandbox_allow", "sandbox_image", "sandbox_creates_per_second", "harness_package", "harness_command"),
+    *("sandbox_allow", "sandbox_image", "sandbox_creates_per_second", "sandbox_gpu"),
+    *("harness_package", "harness_command"),
     *("max_tokens_per_build", "llm_price_in", "llm_price_out", "protected_paths"),
 )
+_PROVIDERS_KEYS = ("E2B_API_KEY",)
 _SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL")
 _CLOSE = 0.88  # LLM_MODLE is a typo of LLM_MODEL (0.89); GIT_BRANCH, which CI servers set, is none of ours (0.80)
 _MAX_DOTENV = 1 << 20
@@ -212,11 +215,12 @@ def inheritable(dotenv: Path | None) -> str:
 
 
 def without_secrets(environ: Mapping[str, str]) -> dict[str, str]:
-    """`environ` for processes that must not hold a key: only the gateway does."""
+    """`environ` for processes that must not hold a model's key: only the gateway does. A sandbox provider's own they need."""
     return {
         name: value
         for name, value in environ.items()
-        if name not in ("GIT_TOKEN", *ENDPOINT_NAMES) and not name.upper().endswith("_API_KEY")
+        if name not in ("GIT_TOKEN", *ENDPOINT_NAMES)
+        and (not name.upper().endswith("_API_KEY") or name in _PROVIDERS_KEYS)
     }
 
 
@@ -359,7 +363,8 @@ def _parsed(name: str, value: object, origin: Origin) -> object:
     if not isinstance(value, str):
         raise _wrong(name, value, origin, "is not a text")
     if name == "harness":
-        return _choice(name, text, value, origin, [str(member.value) for member in HarnessName])
+        known = [str(member.value) for member in HarnessName]
+        return _choice(name, text, value, origin, known if text.lower() in known else known + installed_harnesses())
     return _provider(text, value, origin) if name == "sandbox_provider" else text
 
 

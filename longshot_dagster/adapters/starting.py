@@ -2,17 +2,24 @@
 
 import secrets
 
+from longshot_dagster.adapters.fleet import members_of
 from longshot_dagster.adapters.gateway_client import Gateway
+from longshot_dagster.adapters.harness_layers import HarnessLayers
 from longshot_dagster.adapters.home import Home
+from longshot_dagster.adapters.installed_harnesses import harness_facts
 from longshot_dagster.adapters.ledger import BuildLedger, Ledger
 from longshot_dagster.adapters.mirror import Mirror
-from longshot_dagster.adapters.providers import make_provider
+from longshot_dagster.adapters.providers import decided, make_provider
 from longshot_dagster.adapters.settings import Resolved, with_target
 from longshot_dagster.adapters.targets import prepare_target, resolve_target
 from longshot_dagster.core.clock import Clock
 from longshot_dagster.core.errors import ModelUnavailable, WrongUse
+from longshot_dagster.core.harnesses import check_harness
 from longshot_dagster.core.ids import new_build_id
+from longshot_dagster.core.model_apis import Api
 from longshot_dagster.core.models import MAX_REQUEST, BuildPhase, BuildRequest, Target
+from longshot_dagster.core.refusals import Kind, advice
+from longshot_dagster.core.settings import HarnessName, Settings
 
 TARGET_SETTINGS = ".longshot.toml"
 _ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"  # nothing that looks like something else when read aloud
@@ -59,8 +66,10 @@ def start_build(
     make_provider(resolved.settings, resolved.origins, home)
     gateway.ensure(None)
     target, base, resolved = prepared(home, target, repository, resolved, ledger.build, land_on, clock)
-    make_provider(resolved.settings, resolved.origins, home)
-    silent = _model_trouble(gateway, resolved.settings.llm_model)
+    provider, _ = make_provider(resolved.settings, resolved.origins, home)
+    check_harness(resolved.settings)
+    HarnessLayers(home).agents(resolved.settings).check(member for member, _ in members_of(provider))
+    silent = _model_trouble(gateway, resolved.settings)
     if silent:
         ledger.update_state(lambda state: state.moved(BuildPhase.PAUSED, silent))
     made = BuildRequest(
@@ -68,7 +77,7 @@ def start_build(
         request=text,
         target=target,
         base=base,
-        settings=resolved.settings,
+        settings=decided(resolved.settings),
         origins=resolved.origins,
         created_at=clock.now(),
         rehearsal=bool(gateway.status().get("rehearsal", False)),
@@ -105,9 +114,17 @@ def prepared(
     return target, base, with_its_own
 
 
-def _model_trouble(gateway: Gateway, model: str) -> str:
-    try:
-        gateway.probe(model)
-    except ModelUnavailable as e:
-        return str(e)
+def _model_trouble(gateway: Gateway, settings: Settings) -> str:
+    """Why no endpoint answers, or nothing. Raises WrongUse when none speaks what the planners or the harness do."""
+    spoken = None if settings.harness == HarnessName.AUTO else harness_facts(settings.harness).api
+    speakers = {Api.CHAT: "the planners speak"}
+    if spoken not in (None, Api.CHAT):
+        speakers[spoken] = f"HARNESS={settings.harness} speaks"
+    for api, who in speakers.items():
+        try:
+            gateway.probe(settings.llm_model, api)
+        except ModelUnavailable as e:
+            return str(e)
+        except WrongUse as e:
+            raise WrongUse(f"{e}, and {who} nothing else: {advice(Kind.OTHER_API)}") from e
     return ""

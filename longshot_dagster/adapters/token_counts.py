@@ -29,6 +29,7 @@ class Account(BaseModel):
     estimated: bool = False
     is_open: bool = False
     timeout_s: float | None = Field(default=None, description="seconds to wait for one answer; None: the gateway's own")
+    model: str | None = Field(default=None, description="the one it may ask; None: any")
 
     @property
     def usage(self) -> Usage:
@@ -73,11 +74,11 @@ class TokenCounts:
             self._texts[build] = {key: _text(key, a) for key, a in self._builds[build].accounts.items()}
         return self._builds[build]
 
-    def open(self, build: str, key: str, budget: int, timeout_s: float | None) -> None:
+    def open(self, build: str, key: str, budget: int, timeout_s: float | None, model: str | None = None) -> None:
         found = self.build(build)
         found.budget = budget
         account = found.accounts.setdefault(key, Account())
-        account.is_open, account.timeout_s = True, timeout_s
+        account.is_open, account.timeout_s, account.model = True, timeout_s, model
         self._note(build, key)
 
     def close(self, build: str, key: str) -> None:

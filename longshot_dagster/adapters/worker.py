@@ -2,18 +2,21 @@
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 from longshot_dagster.adapters.exclusive import claim
+from longshot_dagster.adapters.fleet import member_of
 from longshot_dagster.adapters.handing_in import Attempt, Counts, HandingIn, Intake, Usage
 from longshot_dagster.adapters.ledger import BuildLedger
 from longshot_dagster.adapters.live_transcript import live_transcript
 from longshot_dagster.adapters.order_run import BACK_OFF_S, RETRIES, Delivery, carry_out, retried, sandbox_for
+from longshot_dagster.adapters.placing import Course, Missing, Placing, only_builtin
 from longshot_dagster.adapters.recovery import Begun, Leftovers, take_up
 from longshot_dagster.adapters.shipped import prompt
+from longshot_dagster.adapters.warm import WarmStart, WarmStarts
 from longshot_dagster.core import contract
 from longshot_dagster.core.clock import Clock
 from longshot_dagster.core.errors import (
@@ -25,10 +28,12 @@ from longshot_dagster.core.errors import (
     ModelUnavailable,
     RepositoryError,
     SandboxError,
+    SandboxRefused,
 )
 from longshot_dagster.core.models import BuildRequest, Handoff, Task
+from longshot_dagster.core.routing import NoRoute, Route
 from longshot_dagster.core.sandbox import Sandbox, SandboxInfo, SandboxProvider
-from longshot_dagster.core.working import Beginning, cancelled_handoff, work_order
+from longshot_dagster.core.working import Beginning, cancelled_handoff, harness_named, work_order
 
 _WAIT_S = 0.2
 _BASE_AGE_S = 1.0  # workers that start together share one look at main
@@ -38,8 +43,10 @@ _LOOK_S = 5.0  # for a worker whose time is over, but who may have finished in i
 class Mirror(Intake, Protocol):
     """What a worker needs of the repository."""
 
+    @property
+    def path(self) -> Path: ...
     def fetch(self, within_s: float = 0.0) -> str: ...
-    def bundle(self, base: str) -> Path: ...
+    def bundle(self, base: str, since: str = "") -> Path: ...
     def has(self, oid: str) -> bool: ...
     def is_ancestor(self, a: str, b: str) -> bool: ...
 
@@ -47,8 +54,10 @@ class Mirror(Intake, Protocol):
 class Gateway(Counts, Protocol):
     """What a worker needs of the way to the model."""
 
-    def open(self, build: str, key: str, budget: int, timeout_s: float | None = None) -> str: ...
-    def begin(self, build: str, key: str, budget: int, timeout_s: float | None = None) -> tuple[str, Usage]: ...
+    def open(self, build: str, key: str, budget: int, timeout_s: float | None = None, model: str = "") -> str: ...
+    def begin(
+        self, build: str, key: str, budget: int, timeout_s: float | None = None, model: str = ""
+    ) -> tuple[str, Usage]: ...
     def close(self, build: str, key: str) -> Usage | None: ...
 
 
@@ -63,7 +72,13 @@ class WorkerRunner:
         mirror: Mirror,
         gateway: Gateway,
         clock: Clock,
+        missing: Missing = only_builtin,
+        layers: Callable[[str], Mapping[str, str]] = lambda harness: {},
     ) -> None:
+        """`missing`: which harnesses cannot run where, of those that HARNESS=auto may take. `layers`: what a sandbox is shown
+        of this host for a harness, path inside -> folder.
+        """
+        self._layers = layers
         self._ledger = ledger
         self._request = request
         self._provider = provider
@@ -72,6 +87,8 @@ class WorkerRunner:
         self._clock = clock
         self._handing_in = HandingIn(ledger, request, provider, mirror, gateway, clock)
         self._leftovers = Leftovers(provider, request.build)
+        self._placing = Placing(provider, request.settings, clock, missing)
+        self._warm = WarmStarts(request, mirror, clock)
 
     def run(self, task: Task, cancelled: Callable[[], bool]) -> Handoff:
         """The task's handoff, from the ledger or from a sandbox. Infrastructure trouble becomes a `failed` handoff.
@@ -86,14 +103,17 @@ class WorkerRunner:
             if handoff := self._ledger.handoff(task.id):  # another process was faster
                 return handoff
             began = self._clock.monotonic()
+            course = Course(began)
 
             def stop() -> bool:
                 return cancelled() or self._ledger.cancel_requested(task.id)
 
             try:
                 return retried(
-                    once=lambda number: self._recovered(task, waited, stop) or self._work(task, number, stop),
-                    failed=lambda why: self._handing_in.failed(task, why, began),
+                    once=lambda number: (
+                        self._recovered(task, waited or number > 1, stop) or self._work(task, number, stop, course)
+                    ),
+                    failed=lambda why: self._handing_in.failed(task, why, began, course.notes),
                     clock=self._clock,
                     cancelled=stop,
                 )
@@ -122,19 +142,20 @@ class WorkerRunner:
                 raise Cancelled(f"cancelled while another process works on {task.id}")
             self._clock.sleep(_WAIT_S)
 
-    def _work(self, task: Task, number: int, cancelled: Callable[[], bool]) -> Handoff:
+    def _work(self, task: Task, number: int, cancelled: Callable[[], bool], course: Course) -> Handoff:
         if cancelled():
             raise Cancelled(f"cancelled before {task.id} was worked on")
+        if isinstance(nowhere := self._placing.find(task, course.tried), NoRoute):
+            return self._handing_in.nowhere(task, nowhere.reason, course.began)
         build, settings = self._request.build, self._request.settings
         started_at, began = self._clock.now(), self._clock.monotonic()
         beginning = self._beginning(task)
         base = beginning.base if beginning else self._fresh_base()
         start = beginning.head if beginning else None
-        order = work_order(task, self._request, base, prompt("worker"), beginning)
-        earlier = self._earlier_transcript(task) if beginning else b""
+        earlier = self._earlier_transcript(task) if beginning else course.transcript
         # As it is now: `longshot resume --max-tokens` may have raised it while this process lives.
         budget = self._ledger.request().settings.max_tokens_per_build
-        socket, spent = self._gateway.begin(build, task.id, budget, settings.llm_timeout)
+        socket, spent = self._gateway.begin(build, task.id, budget, settings.llm_timeout, settings.llm_model)
         before = spent.tokens_in + spent.tokens_out
         unkept = threading.Event()  # a full disk, say: the sandbox stays, and the next attempt finds everything done
         with contextlib.ExitStack() as way:
@@ -142,24 +163,25 @@ class WorkerRunner:
             tags, begun = {"build": build, "task": task.id}, Begun(base, start, before)
             with (
                 live_transcript(self._ledger.live_transcript(task.id), earlier) as live,
-                sandbox_for(
-                    self._provider,
-                    settings,
-                    tags,
-                    settings.worker_timeout,
-                    {contract.SOCKET: socket},
-                    begun.tags,
-                    unkept.is_set,
-                ) as sandbox,
+                self._placed(task, course, tags, {contract.SOCKET: socket}, begun, unkept.is_set, cancelled) as found,
             ):
+                sandbox, taken, warm = found
+                order = work_order(task, self._request, base, prompt("worker"), beginning, taken.agent)
                 attempt = Attempt(number, base, sandbox.id, started_at, began, before, budget, start)
-                bundle = self._mirror.bundle(start or base)
+                attempt = replace(attempt, harness=taken.agent, route=taken.reason, tried=tuple(course.notes))
+                bundle = warm.bundle if warm else self._mirror.bundle(start or base)
+                order = order.model_copy(update={"holds": warm.holds if warm else None})
                 delivery = carry_out(sandbox, order, bundle, settings.worker_timeout, cancelled, live.add)
                 unkept.set()
                 way.pop_all()
                 used = self._closed(task)
                 said = (earlier + delivery.transcript)[-contract.MAX_TRANSCRIPT_BYTES :]
                 self._ledger.save_transcript(task.id, said)
+                heard = used is None or used.tokens_in + used.tokens_out > before
+                if why := self._placing.elsewhere(task, number, course, taken, delivery, heard):
+                    course.transcript = said
+                    unkept.clear()
+                    raise SandboxError(f"{taken.agent} at {taken.place}: {why}")
                 # Of a worker that was ended, a request may just be being counted.
                 attempt = replace(attempt, used=None if delivery.stopped or delivery.result is None else used)
                 try:
@@ -169,6 +191,70 @@ class WorkerRunner:
                     raise
                 unkept.clear()
                 return handoff
+
+    @contextlib.contextmanager
+    def _placed(
+        self,
+        task: Task,
+        course: Course,
+        tags: Mapping[str, str],
+        sockets: Mapping[str, str],
+        begun: Begun,
+        stays: Callable[[], bool],
+        cancelled: Callable[[], bool],
+    ) -> Iterator[tuple[Sandbox, Route, WarmStart | None]]:
+        """A sandbox at the best provider that makes one, the route taken, and what of the repository it holds already.
+
+        Raises SandboxError once each was asked.
+        """
+        asked = set[str]()
+        with contextlib.ExitStack() as made:
+            while True:
+                taken = self._placing.find(task, course.tried)
+                if isinstance(taken, NoRoute):
+                    raise SandboxRefused(taken.reason)
+                told = {**begun.tags, "harness": taken.agent}
+                provider = self._placing.provider(taken.place)
+                try:
+                    warm = self._warm.find(provider, begun.start or begun.base, cancelled)
+                    gpu = task.needs.gpu if task.needs else ""
+                    sandbox, warm = self._made(provider, warm, tags, sockets, told, stays, made, gpu)
+                except SandboxError as e:
+                    self._placing.failed(taken.place, e)
+                    course.came_to_nothing(taken, "place", f"no sandbox: {e}")
+                    asked.add(taken.place)
+                    further = self._placing.find(task, course.tried)
+                    if isinstance(further, NoRoute) or further.place in asked:
+                        raise
+                else:
+                    self._placing.worked(taken.place)
+                    break
+            yield sandbox, taken, warm
+
+    def _made(
+        self,
+        provider: SandboxProvider,
+        warm: WarmStart | None,
+        tags: Mapping[str, str],
+        sockets: Mapping[str, str],
+        notes: Mapping[str, str],
+        stays: Callable[[], bool],
+        until: contextlib.ExitStack,
+        gpu: str,
+    ) -> tuple[Sandbox, WarmStart | None]:
+        """A sandbox, made of the snapshot if that can be had, and without it otherwise. Raises SandboxError."""
+        settings = self._request.settings
+        image = warm.image if warm else ""
+        try:
+            layers = self._layers(notes["harness"])
+            within_s = settings.worker_timeout
+            context = sandbox_for(provider, settings, tags, within_s, sockets, notes, stays, image, layers, gpu)
+            return until.enter_context(context), warm
+        except SandboxError:
+            if warm is None:
+                raise
+        self._warm.spoilt(provider, warm)
+        return self._made(provider, None, tags, sockets, notes, stays, until, gpu)
 
     def _closed(self, task: Task) -> Usage | None:
         """What the task has used, once nothing more can come from its sandbox; a gateway that is gone has nothing open."""
@@ -199,18 +285,22 @@ class WorkerRunner:
         found: Handoff | None = None
         for info in self._leftovers.take(task.id, anew=anew):
             holds_work = found is None and self._may_hold_work(task, info)
-            lives_on = self._provider.capabilities.survives_client
+            provider = member_of(self._provider, info.id)
+            lives_on = provider.capabilities.survives_client
+            way: dict[str, str] = {}
             if holds_work and lives_on and not cancelled():
                 # Its way to the model ended with its orchestrator, or with the gateway. Without one, it is left for later.
-                budget = self._ledger.request().settings.max_tokens_per_build
-                self._gateway.open(self._request.build, task.id, budget, self._request.settings.llm_timeout)
+                budget, given = self._ledger.request().settings.max_tokens_per_build, self._request.settings
+                way[contract.SOCKET] = self._gateway.open(
+                    self._request.build, task.id, budget, given.llm_timeout, given.llm_model
+                )
             with contextlib.suppress(SandboxError):  # one that has gone meanwhile, or cannot be reached
                 sandbox = self._provider.attach(info.id)
                 over = True
                 try:
                     if holds_work:
                         with contextlib.suppress(SandboxError, HostileBundle):
-                            found = self._taken_up(task, info, sandbox, cancelled)
+                            found = self._taken_up(task, info, sandbox, cancelled, way)
                 except (ModelUnavailable, BudgetExhausted):  # known, and kept, as when its orchestrator had lived
                     raise
                 except (LongshotError, OSError):  # a full disk, say: nothing is wrong with the work
@@ -234,7 +324,12 @@ class WorkerRunner:
         return not kept and not aside and self._ledger.handoff(task.id) is None
 
     def _taken_up(
-        self, task: Task, info: SandboxInfo, sandbox: Sandbox, cancelled: Callable[[], bool]
+        self,
+        task: Task,
+        info: SandboxInfo,
+        sandbox: Sandbox,
+        cancelled: Callable[[], bool],
+        way: Mapping[str, str],
     ) -> Handoff | None:
         begun = Begun.of(info.tags)
         if begun is None or not self._mirror.has(begun.base) or not self._mirror.has(begun.start or begun.base):
@@ -243,8 +338,9 @@ class WorkerRunner:
         age_s = max(0.0, self._clock.now() - info.created_at)
         began, start = self._clock.monotonic() - age_s, begun.start
         attempt = Attempt(1, begun.base, info.id, info.created_at, began, begun.tokens, budget, start)
+        attempt = replace(attempt, harness=harness_named(info.tags.get("harness", "")))
         earlier = self._earlier_transcript(task) if start else b""
-        delivery = self._delivered(task, attempt, sandbox, age_s, earlier, cancelled)
+        delivery = self._delivered(task, attempt, sandbox, age_s, earlier, cancelled, way)
         if delivery.result is None:
             return None
         bundle = delivery.bundle if delivery.result.head else None
@@ -264,12 +360,14 @@ class WorkerRunner:
         age_s: float,
         earlier: bytes,
         cancelled: Callable[[], bool],
+        way: Mapping[str, str],
     ) -> Delivery:
         """What comes out of the sandbox that another process had made `age_s` ago for this attempt."""
         order = work_order(task, self._request, attempt.base, "").model_copy(update={"start": attempt.start})
         left_s = max(_LOOK_S, self._request.settings.worker_timeout - age_s)
         with live_transcript(self._ledger.live_transcript(task.id), earlier) as live:
-            return take_up(self._provider, sandbox, order, left_s, cancelled, live.add)
+            provider = member_of(self._provider, attempt.sandbox)
+            return take_up(provider, sandbox, order, left_s, cancelled, live.add, way)
 
     # --- what a worker begins with -----------------------------------------------------------------------------------
 

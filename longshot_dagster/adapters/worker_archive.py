@@ -4,20 +4,35 @@ import functools
 import io
 import zipfile
 
+from longshot_dagster.adapters.installed_harnesses import BroughtHarness, brought_harness
 from longshot_dagster.adapters.shipped import shipped
+from longshot_dagster.core.harnesses import HARNESSES
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 _ENTRY = "import sys\n\nfrom longshot_worker.__main__ import main\n\nsys.exit(main())\n"
+_BROUGHT = "longshot_worker/harness/brought"
 
 
 @functools.cache
-def worker_archive() -> bytes:
-    """For `python3 -I worker.pyz`; about 40 kB."""
+def worker_archive(harness: str = "builtin") -> bytes:
+    """For `python3 -I worker.pyz`; about 60 kB. A harness that an installed package brings is in it.
+
+    Raises WrongUse when that cannot travel.
+    """
     folder = shipped("sandbox/longshot_worker")
-    sources = {f"longshot_worker/{p.relative_to(folder).as_posix()}": p for p in sorted(folder.rglob("*.py"))}
+    sources = {
+        f"longshot_worker/{p.relative_to(folder).as_posix()}": p.read_bytes() for p in sorted(folder.rglob("*.py"))
+    }
+    if harness not in HARNESSES:
+        sources |= _brought(harness, brought_harness(harness))
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(zipfile.ZipInfo("__main__.py", _EPOCH), _ENTRY)
-        for name, path in sources.items():
-            archive.writestr(zipfile.ZipInfo(name, _EPOCH), path.read_bytes(), zipfile.ZIP_DEFLATED)
+        for name, source in sources.items():
+            archive.writestr(zipfile.ZipInfo(name, _EPOCH), source, zipfile.ZIP_DEFLATED)
     return buffer.getvalue()
+
+
+def _brought(name: str, harness: BroughtHarness) -> dict[str, bytes]:
+    start = f"from longshot_worker.harness.brought.module import {harness.of} as HARNESS\n\nNAME = {name!r}\n"
+    return {f"{_BROUGHT}/__init__.py": start.encode(), f"{_BROUGHT}/module.py": harness.source.encode()}

@@ -11,6 +11,7 @@ from typing import Any
 from longshot_dagster.adapters import settings, stack
 from longshot_dagster.adapters.dagster_api import ENDED, ApiUnavailable, DagsterApi
 from longshot_dagster.adapters.gateway_client import Gateway
+from longshot_dagster.adapters.harness_layers import HarnessLayers
 from longshot_dagster.adapters.home import Home
 from longshot_dagster.adapters.ledger import Ledger
 from longshot_dagster.adapters.providers import make_provider
@@ -63,7 +64,8 @@ def build(
     name = new_build_name(text)
     repository, assumed = given_repository(repo or resolved.settings.git_repo_url)
     target = resolve_target(repository, resolved.settings, name, land_on)
-    _, note = make_provider(resolved.settings, resolved.origins, home)
+    provider, note = make_provider(resolved.settings, resolved.origins, home)
+    agent = HarnessLayers(home).agents(resolved.settings).note(provider)
     endpoints = settings.endpoints(os.environ, dotenv)
     if not endpoints:
         Gateway(home).ensure()  # one that runs has some
@@ -77,12 +79,12 @@ def build(
         repository=repository,
         land_on=land_on,
         endpoints=endpoints,
-        sandboxes=note,
+        sandboxes=f"{note}; {agent}",
         assumed=assumed,
         yes=yes,
     )
     serving.model_reachable(home, endpoints)
-    say(f"sandboxes: {note}")
+    say(f"sandboxes: {note}; {agent}")
     if resolved.settings.max_workers == 0:
         say(
             "MAX_WORKERS is 0: tasks wait until the limit of pool `sandbox` is raised in the UI (Deployment, Concurrency)"

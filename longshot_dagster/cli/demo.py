@@ -8,7 +8,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from longshot_dagster.adapters import git, settings, stack
 from longshot_dagster.adapters.gateway_client import Gateway
@@ -23,27 +25,44 @@ from longshot_dagster.cli.terminal import say, say_under, waiting
 from longshot_dagster.core.endpoints import Endpoint, normalise_url
 from longshot_dagster.core.errors import LongshotError, WrongUse
 from longshot_dagster.core.usage import REHEARSAL_MODEL
-from longshot_dagster.testing.demo import Demo, prepare, verify
+from longshot_dagster.testing.demo import Demo, prepare, prepare_many, verify
 
 _INTRODUCTION = (
     "This is a rehearsal: a script plays the model. Everything else is real: planning rounds, sandboxes, agents, git, "
     "landing, checks, Dagster."
 )
 
+_LOOPBACK = (
+    "Modal is played by a server on this machine: its own SDK makes the sandboxes, which are processes here, twenty at "
+    "once. Nothing leaves this machine, and no account is needed."
+)
+_ENDING_S = 15.0
+PROVIDERS = ("local", "modal-loopback")
 
-def demo(look: bool) -> int:
-    """Exit code of the example's build; `look` opens the UI on the last one instead."""
+
+def demo(look: bool, provider: str = "local") -> int:
+    """Exit code of the example's build on one of PROVIDERS; `look` opens the UI on the last one instead."""
     person = settings.home(os.environ, settings.default_dotenv())
     home = Home(person.root / "demo")
     if look:
         return _look(home)
-    # Nothing of the person's own settings but the one opt-in without which some hosts can run no sandbox at all.
-    launch = {"sandbox_isolation": os.environ.get("SANDBOX_ISOLATION"), "sandbox_provider": "local"}
-    resolved = settings.resolve(launch, {"llm_model": REHEARSAL_MODEL}, {}, None, None)
     _check_tools()
     _clear(home)
+    if provider == "local":
+        return _rehearsed(home, "local", prepare(home.root / "example"))
+    with _loopback_modal(home):
+        return _rehearsed(home, "modal", prepare_many(home.root / "example"))
+
+
+def _rehearsed(home: Home, provider: str, example: Demo) -> int:
+    # Nothing of the person's own settings but the one opt-in without which some hosts can run no sandbox at all.
+    launch = {
+        "sandbox_isolation": os.environ.get("SANDBOX_ISOLATION"),
+        "sandbox_provider": provider,
+        "harness": "builtin",
+    }
+    resolved = settings.resolve(launch, {"llm_model": REHEARSAL_MODEL}, {}, None, None)
     _, note = make_provider(resolved.settings, resolved.origins, home)
-    example = prepare(home.root / "example")
     say_under("", f"{_INTRODUCTION} Sandboxes: {note}")
     with interruptible(), _scripted_model(example, home) as endpoint:
         try:
@@ -56,7 +75,9 @@ def demo(look: bool) -> int:
     if code == 0:
         code = _verified(example)
     say(f"the build in the Dagster UI: {_typed()} demo --look")
-    say(f"status, logs, report and undo find it after: export LONGSHOT_HOME={shlex.quote(str(home.root))}")
+    # What needs a sandbox again finds no Modal once its server has gone.
+    what = "status, logs, report and undo find" if provider == "local" else "status, logs and report find"
+    say(f"{what} it after: export LONGSHOT_HOME={shlex.quote(str(home.root))}")
     return code
 
 
@@ -114,25 +135,72 @@ def _neutral(environ: "os._Environ[str]") -> dict[str, str]:
 
 
 @contextlib.contextmanager
+def _loopback_modal(home: Home) -> Iterator[None]:
+    """For this process and all it starts, Modal is a server of this machine; at the end it says what it has seen."""
+    argv = [sys.executable, "-P", "-m", "longshot_dagster.testing.loopback_modal", "--home", str(home.root / "modal")]
+    say_under("", _LOOPBACK)
+    before = dict(os.environ)
+    with _server([*argv, "--attended"], home, "loopback-modal") as server:
+        for name in [name for name in os.environ if name.startswith("MODAL_")]:
+            del os.environ[name]
+        os.environ.update(server.told)
+        try:
+            yield
+        finally:
+            for name in server.told:
+                del os.environ[name]
+            os.environ.update({name: value for name, value in before.items() if name.startswith("MODAL_")})
+    seen = server.last_words()
+    say(
+        f"the loopback Modal made {seen['made']} sandboxes for {seen['calls']} calls of the SDK, at most "
+        f"{seen['most_at_once']} at once; {seen['left'] or 'none'} left over"
+    )
+    if unknown := [*seen["missing"], *seen["broken"]]:
+        say(f"it could not answer: {', '.join(unknown)}")
+
+
+@contextlib.contextmanager
 def _scripted_model(example: Demo, home: Home) -> Iterator[Endpoint]:
     argv = [sys.executable, "-P", "-m", "longshot_dagster.testing.scripted_model", "--script", str(example.script)]
-    log = home.logs / "scripted-model.log"
+    with _server(argv, home, "scripted-model") as server:
+        url = normalise_url(f"http://127.0.0.1:{server.told['port']}", "LLM_BASE_URL")
+        yield Endpoint(name="scripted", url=url)
+
+
+@dataclass
+class _Server:
+    """A process of the rehearsal; `told` is its first line, `rest` what it has said until its end."""
+
+    told: dict[str, Any]
+    rest: bytes = b""
+
+    def last_words(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.rest.splitlines()[-1])
+        return found
+
+
+@contextlib.contextmanager
+def _server(argv: list[str], home: Home, name: str) -> Iterator[_Server]:
+    """One that prints a line of JSON as soon as it serves, until the end of the block; raises LongshotError."""
+    log = home.logs / f"{name}.log"
     with log.open("ab") as errors:
         process = subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, start_new_session=True
+            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, start_new_session=True
         )
+    assert process.stdin is not None and process.stdout is not None
     try:
-        assert process.stdout is not None
         line = process.stdout.readline()
         if not line:
-            raise LongshotError(f"the scripted model does not start: {stack.tail(Path(log))}")
-        url = normalise_url(f"http://127.0.0.1:{json.loads(line)['port']}", "LLM_BASE_URL")
-        yield Endpoint(name="scripted", url=url)
+            raise LongshotError(f"the {name.replace('-', ' ')} does not start: {stack.tail(Path(log))}")
+        server = _Server(json.loads(line))
+        yield server
     finally:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(5)
+            process.wait(_ENDING_S)
         process.kill()
         process.wait()
-        if process.stdout:
-            process.stdout.close()
+        process.stdin.close()
+        rest = process.stdout.read()
+        process.stdout.close()
+    server.rest = rest

@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeVar
 import click
 
 from longshot_dagster.adapters import examining, settings
+from longshot_dagster.adapters.examining_agent import agents_api, examine_agent
 from longshot_dagster.adapters.examining_builds import examine_builds
 from longshot_dagster.adapters.examining_repository import Looked, examine_repository
 from longshot_dagster.adapters.home import Home
@@ -177,12 +178,13 @@ def _findings(given: Given, looked: Looked) -> Iterator[Finding]:
             with waiting("making a sandbox ..."):
                 sandbox = examining.examine_sandbox(home, given.resolved)
             yield from sandbox
+            yield from examine_agent(home, given.resolved)
         if given.endpoints is None or given.resolved is None:
             yield left_out("endpoint", "not looked at before the settings are right")
         else:
             with waiting("asking the model ..."):
                 model = given.resolved.settings.llm_model
-                answers = examining.examine_endpoints(home, given.endpoints, model)
+                answers = examining.examine_endpoints(home, given.endpoints, model, agents_api(given.resolved))
             yield from answers
     yield from looked.findings
 

@@ -73,6 +73,11 @@ _EXAMPLES: Mapping[str, Sequence[tuple[str, str]]] = {
         ("longshot undo todo-api-7f3k --yes", "all that the build has landed"),
     ),
     "reset": (("longshot reset --repo ../app --land-on trial", "shows the loss, then asks"),),
+    "harnesses": (
+        ("longshot harnesses", "which there are, and which are installed"),
+        ("longshot harnesses install pi", "the usual one, 204 MB"),
+        ("longshot harnesses dockerfile pi codex", "an image that holds both"),
+    ),
     "sandboxes": (
         ("longshot sandboxes", "what is alive, and who answers for it"),
         ("longshot sandboxes --reap", "end what nobody answers for; its work is kept"),

@@ -17,7 +17,7 @@ _SECTIONS = {
     "First": ("doctor", "demo"),
     "Look": ("status", "watch", "logs", "report", "ui"),
     "Steer": ("resume", "continue", "cancel", "retry", "approve", "undo", "reset"),
-    "Keep": ("up", "down", "backlog", "sandboxes", "clean", "completion"),
+    "Keep": ("up", "down", "backlog", "sandboxes", "harnesses", "clean", "completion"),
 }
 
 
@@ -116,11 +116,18 @@ def build(
 
 @cli.command()
 @click.option("--look", is_flag=True, help="open the UI on the last demo")
-def demo(look: bool) -> int:
+@click.option(
+    "--provider",
+    type=click.Choice(["local", "modal-loopback"]),
+    default="local",
+    show_default=True,
+    help="where workers run; modal-loopback rehearses Modal on this machine, twenty workers at once",
+)
+def demo(look: bool, provider: str) -> int:
     """Build the example with a scripted model: no keys, no account."""
     from longshot_dagster.cli import demo as demonstrating
 
-    return demonstrating.demo(look)
+    return demonstrating.demo(look, provider)
 
 
 @cli.command()
@@ -325,6 +332,20 @@ def sandboxes(reap: bool, as_json: bool) -> int:
     from longshot_dagster.cli import sandboxes as listing
 
     return listing.sandboxes(reap, as_json)
+
+
+@cli.command()
+@click.argument("do", metavar="[install|remove|dockerfile]", required=False)
+@click.argument("names", metavar="[NAME]", nargs=-1)
+@click.option("--package", metavar="NAME@VERSION", help="another npm package or version (HARNESS_PACKAGE)")
+@_json
+def harnesses(do: str | None, names: tuple[str, ...], package: str | None, as_json: bool) -> int:
+    """List the coding agents, install one for local sandboxes, or write the image's Dockerfile."""
+    if do not in (None, "install", "remove", "dockerfile"):
+        raise WrongUse(f"{do!r} is not one of install, remove and dockerfile; longshot harnesses --help shows how")
+    from longshot_dagster.cli import harnesses as agents
+
+    return agents.harnesses(do, names, package, as_json)
 
 
 @cli.command()

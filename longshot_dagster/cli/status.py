@@ -113,7 +113,11 @@ def _show_build(home: Home, ledger: BuildLedger, task: str | None, as_json: bool
         held_back = Apart(ledger, ledger.request().settings.worker_timeout, SystemClock()).held_back()
         tasks = [t | {"why": held_back[t["task"]].why} if t["task"] in held_back else t for t in tasks]
     report = ledger.report()
-    facts = explained(_standing(home, ledger, {t["task"]: t["why"] for t in tasks})) if task is None else []
+    facts = (
+        explained(_standing(home, ledger, {t["task"]: t["why"] for t in tasks}))
+        if task is None
+        else _worked(ledger, task)
+    )
     if as_json:
         shown = report.model_dump(mode="json") if report else None
         click.echo(json.dumps({**row, "explained": dict(facts), "task_list": tasks, "report": shown}, indent=1))
@@ -140,6 +144,18 @@ def _show_build(home: Home, ledger: BuildLedger, task: str | None, as_json: bool
         say(f"and {len(tasks) - len(shown_tasks)} more tasks; --json has them all")
     if row["phase"] == BuildPhase.PAUSED:
         say(f"to go on: longshot resume {row['build']}")
+
+
+def _worked(ledger: BuildLedger, task: str) -> list[tuple[str, str]]:
+    """Of one task: what it needs, where it was worked on by which agent, why there, and what came to nothing before."""
+    found, needs, run = [], ledger.existing_task(task).needs, ledger.run(task)
+    if needs:
+        found.append(("needs", needs.line))
+    if run is not None:
+        found += [("before", line) for line in run.tried]
+        where = f"{run.harness} at {run.provider}: {run.harness_status}" if run.sandbox else run.harness_status
+        found.append(("worker", where + (f" ({run.route})" if run.route else "")))
+    return [(name, one_line(text, 900)) for name, text in found]
 
 
 def _worth_a_line(tasks: list[dict[str, str]]) -> list[dict[str, str]]:

@@ -146,7 +146,7 @@ class BuildWatch:
             found.append(events.cancel_asked(task, self._at(f"{folder}/cancel.json")))
         if self._changed(f"{folder}/run.json") and (run := self._ledger.run(task)):
             self._ended[task] = run.ended_at
-            found.append(events.begun(run))
+            found += [*events.moved(run), events.begun(run)]
         if self._changed(f"{folder}/handoff.json") and (handoff := self._reader().handoff(task)):
             self.tally.handed_off.add(task)
             self.tally.interrupted.discard(task)
@@ -179,7 +179,7 @@ class BuildWatch:
         found = []
         for folder, run, handoff in self._reader().earlier_work(task):
             if self._first(f"{task}/{folder.name}"):
-                found += [events.begun(run)] if run else []
+                found += [replace(e, detail=True) for e in events.moved(run)] + [events.begun(run)] if run else []
                 done = events.handed_off(handoff, run.ended_at if run else folder.stat().st_mtime) if handoff else None
                 found += [replace(done, detail=True)] if done else []
                 found.append(events.set_aside(task, folder.stat().st_mtime))

@@ -1,4 +1,4 @@
-"""The OpenAI-compatible endpoints that may answer for a model, as a person writes them in LLM_ENDPOINTS or LLM_BASE_URL."""
+"""The endpoints that may answer for a model, as a person writes them in LLM_ENDPOINTS or LLM_BASE_URL."""
 
 import json
 import re
@@ -8,13 +8,17 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from longshot_dagster.core.errors import WrongUse
+from longshot_dagster.core.model_apis import Api
 
 _VERSION_SEGMENT = re.compile(r"/v\d+[a-z0-9]*(?:/|$)")
 MAX_ENDPOINTS = 100
 
 
 class Endpoint(BaseModel):
-    """One endpoint. `url` is the base that `/chat/completions` is appended to; the key is never printed."""
+    """One endpoint. `url` is the base that `/chat/completions` is appended to; the key is never printed.
+
+    `apis`: the languages it speaks; None: nobody said, so it is found out by asking.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -22,6 +26,7 @@ class Endpoint(BaseModel):
     url: str
     api_key: SecretStr = SecretStr("")
     weight: float = Field(default=100, gt=0, le=1_000_000, description="share of the requests, relative to the others")
+    apis: tuple[Api, ...] | None = Field(default=None, min_length=1)
 
     @property
     def host(self) -> str:
@@ -50,7 +55,7 @@ def normalise_url(url: str, variable: str) -> str:
         raise WrongUse(f"{variable} has credentials in its URL; put the key into LLM_API_KEY or `apiKey`")
     if parts.query or parts.fragment:
         raise WrongUse(f"{variable} has a query or fragment; give the base URL alone, like https://host/v1")
-    path = re.sub(r"/chat/completions$", "", parts.path.rstrip("/")).rstrip("/")
+    path = re.sub(r"/(chat/completions|responses|messages)$", "", parts.path.rstrip("/")).rstrip("/")
     if not _VERSION_SEGMENT.search(path):
         path += "/v1"
     return f"{parts.scheme}://{parts.netloc}{path}"
@@ -87,13 +92,16 @@ def _from_json(text: str) -> tuple[Endpoint, ...]:
 
 
 def _endpoint(item: dict[str, object], where: str) -> Endpoint:
-    known = {"name", "endpoint", "url", "apiKey", "weight"}
+    known = {"name", "endpoint", "url", "apiKey", "weight", "apis"}
     if unknown := sorted(set(item) - known):
-        raise WrongUse(f"{where} has an unknown field {unknown[0][:40]!r}; known: name, endpoint, apiKey, weight")
+        raise WrongUse(f"{where} has an unknown field {unknown[0][:40]!r}; known: name, endpoint, apiKey, weight, apis")
     address, key = item.get("endpoint", item.get("url")), item.get("apiKey", "")
     if not isinstance(address, str) or not isinstance(key, str):
         raise WrongUse(f"{where} needs `endpoint` (a URL) and `apiKey` (a text)")
     url = normalise_url(address, f"{where}.endpoint")
+    apis = item.get("apis")
+    if apis is not None and not (isinstance(apis, list) and apis and all(a in tuple(Api) for a in apis)):
+        raise WrongUse(f"{where}.apis is a list of the languages it speaks: any of {', '.join(Api)}")
     try:
         return Endpoint.model_validate(
             {
@@ -101,6 +109,7 @@ def _endpoint(item: dict[str, object], where: str) -> Endpoint:
                 "url": url,
                 "api_key": _key(key, f"{where}.apiKey"),
                 "weight": item.get("weight", 100),
+                "apis": apis,
             }
         )
     except ValidationError as e:

@@ -79,10 +79,21 @@ def iteration_failed(key: IterationKey, failure: IterationFailure, at: float) ->
 def begun(run: WorkerRun) -> Event:
     """A worker began; the ledger knows only once it has ended."""
     facts = {"task": run.task, "attempt": run.attempt, "provider": run.provider, "harness": run.harness}
-    facts |= {"sandbox": run.sandbox, "base": run.base}
+    facts |= {"sandbox": run.sandbox, "base": run.base, "route": run.route}
     attempt = f", attempt {run.attempt}" if run.attempt > 1 else ""
-    line = _shown(f"{run.task} began from {run.base[:12]} ({run.harness}, {run.provider}{attempt})")
+    why = f": {run.route}" if run.route else ""
+    line = _shown(f"{run.task} began from {run.base[:12]} ({run.harness}, {run.provider}{attempt}{why})")
     return Event(run.started_at, "begun", line, facts, detail=True)
+
+
+def moved(run: WorkerRun) -> list[Event]:
+    """What came to nothing before, at which provider and with which harness, and where the task went then."""
+    to = f"{run.provider} with {run.harness}" if run.sandbox else "nowhere else"
+    facts = {"task": run.task, "provider": run.provider, "harness": run.harness}
+    return [
+        Event(run.started_at, "moved", _shown(f"{run.task} moved to {to}; {why}"), {**facts, "why": why})
+        for why in run.tried
+    ]
 
 
 def handed_off(handoff: Handoff, at: float) -> Event:

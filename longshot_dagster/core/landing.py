@@ -29,6 +29,17 @@ SOURCE_TRAILER = "Longshot-Source"
 SUPERSEDABLE = (LandingState.CONFLICT, LandingState.WITHHELD, LandingState.NOOP, LandingState.UNDONE)
 
 _FORGED = re.compile(r"\W*longshot[-_ ]*(?:build|task|source|undo|lock[-_ ]*file)\s*[:=#]", re.IGNORECASE)
+# Who answers for a change is for people to say, and a forge believes these lines.
+_IN_SOMEBODYS_NAME = re.compile(
+    r"\W*(?:(?:signed-off|co-authored|co-developed|reviewed|acked|approved|tested|reported|suggested)-by|skip-checks)\s*:",
+    re.IGNORECASE,
+)
+# What a forge acts on wherever it stands: no CI for what was pushed, an issue of somebody's closed.
+_SKIPS_CI = re.compile(r"\[\s*(?:(?:skip|no)[ _-]?\w+|\w+[ _-]?skip)\s*\]|\*{3}\s*no_ci\s*\*{3}", re.IGNORECASE)
+_CLOSES = re.compile(r"\b(?:clos|fix|resolv|implement)\w*\b.{0,300}?(?:#|!|\bGH-|/)\d", re.IGNORECASE)
+_REFERENCE = re.compile(r"(?:#|!|\bGH-|(?<=[a-z])/)(?=\d)", re.IGNORECASE)
+_WORKER = ("longshot worker", "worker@longshot.invalid")
+_NOBODYS = ".invalid"  # reserved: no such address is anybody's
 _GONE, _RUNS = "000000", "100755"
 _MODES = {_GONE, "100644", _RUNS, "120000"}
 EVERYBODYS = PathRules()
@@ -307,17 +318,19 @@ def replaced_by(task: Task, tasks: Mapping[str, Task]) -> tuple[str, ...]:
 
 
 def is_fit(message: str) -> bool:
-    """May a worker's message reach the landing branch as it is: no trailer of ours in any spelling, plain, not endless?"""
+    """May a worker's message reach the landing branch as it is: plain, not endless, and nothing in it that is believed?"""
     plain = display(message, "plain", len(message) + 1)
-    return plain == message and len(message) <= _BODY and not any(_FORGED.match(line) for line in plain.splitlines())
+    if plain != message or len(message) > _BODY:
+        return False
+    return not any(_is_believed(line) or _unheard(line) != line for line in plain.splitlines())
 
 
 def commit_message(text: str, build: str, task: str, source: str) -> str:
-    """`text` (first line: the subject) without control characters and forged trailers, bounded; then our three."""
+    """`text` (first line: the subject) without control characters, forged trailers and orders to a forge, bounded; then our
+    three."""
     # Cleaned before it is searched: an invisible character could otherwise hide a trailer until it is removed.
-    lines = [
-        line.rstrip() for line in display(text, "plain", _BODY).strip().splitlines() if not _FORGED.match(line.strip())
-    ]
+    written = (line.rstrip() for line in display(text, "plain", _BODY).strip().splitlines())
+    lines = [_unheard(line) for line in written if not _is_believed(line)]
     while lines and not lines[0].strip():
         lines.pop(0)
     subject = display(lines[0].strip() if lines else f"Task {task}", "plain", _SUBJECT)
@@ -326,11 +339,24 @@ def commit_message(text: str, build: str, task: str, source: str) -> str:
     return "\n\n".join(part for part in (subject, body, trailers) if part) + "\n"
 
 
+def _is_believed(line: str) -> bool:
+    """Would we, a forge or people take this line of a message for a trailer of their own?"""
+    return bool(_FORGED.match(line) or _IN_SOMEBODYS_NAME.match(line))
+
+
+def _unheard(line: str) -> str:
+    """The line with nothing in it that a forge acts on."""
+    line = _SKIPS_CI.sub("(ci)", line)
+    return _REFERENCE.sub(" no. ", line) if _CLOSES.search(line) else line
+
+
 def person(name: str, email: str) -> tuple[str, str]:
-    """An author as a worker wrote it, made safe for a commit header."""
+    """An author as a worker wrote it, made safe for a commit header; never a person, whom a forge knows by the address."""
     plain_name = re.sub(r"[<>\n\t]", "", display(name, "plain", 100)).strip(" .,:;\"'\\")
     plain_email = re.sub(r"[<>\s]", "", display(email, "plain", 200)).strip(" .,:;\"'\\")
-    return plain_name or "longshot worker", plain_email or "worker@longshot.invalid"
+    if not plain_email.lower().endswith(_NOBODYS):
+        return _WORKER
+    return plain_name or _WORKER[0], plain_email
 
 
 def _concern(kind: ConcernKind, change: Change, text: str) -> Concern:

@@ -13,6 +13,7 @@ from pydantic.alias_generators import to_camel
 from longshot_dagster.core import ids, scope
 from longshot_dagster.core.display import one_line
 from longshot_dagster.core.errors import WrongUse
+from longshot_dagster.core.needs import Needs
 from longshot_dagster.core.settings import Origin, Settings
 
 SCHEMA = 3  # of the ledger: 2 has undone landings, 3 has checksums
@@ -24,6 +25,7 @@ MAX_LINE = 2_000
 MAX_DIFF = 400_000  # characters shown in a handoff; git holds the whole of it
 MAX_LIST = 200
 MAX_PATH = 4_096
+MAX_COUNT = 10**15  # of anything counted elsewhere: JSON knows whole numbers that no arithmetic of ours survives
 MAX_TASKS = ids.MAX_POSITION  # of one plan: a bound, not advice; the prompts ask for what can be specified now
 MAX_SUBJECT = 72  # of a commit: git's own habit
 
@@ -162,6 +164,7 @@ class PlannedTask(Wire):
         default=False,
         description="nobody else is at work in its scope, or in these paths, from its start to its landing",
     )
+    needs: Needs | None = Field(default=None, description="what it asks of the place it is worked in")
 
     @property
     def alone_on(self) -> tuple[str, ...]:
@@ -169,6 +172,11 @@ class PlannedTask(Wire):
         if isinstance(self.exclusive, bool):
             return tuple(self.scope) if self.exclusive else ()
         return tuple(self.exclusive)
+
+    @field_validator("needs", mode="after")
+    @classmethod
+    def _needs(cls, value: Needs | None) -> Needs | None:
+        return value if value and value.line else None
 
     @field_validator("exclusive", mode="before")
     @classmethod
@@ -224,6 +232,7 @@ class Task(Record):
     exclusive: tuple[str, ...] = Field(
         default=(), description="files and directories that nobody else is at work in, from its start to its landing"
     )
+    needs: Needs | None = Field(default=None, description="what it asks of the place it is worked in")
 
     @field_validator("id", "planner")
     @classmethod
@@ -272,13 +281,13 @@ class HandoffStatus(StrEnum):
 
 
 class HandoffMetrics(Wire):
-    lines_added: int = Field(default=0, ge=0)
-    lines_removed: int = Field(default=0, ge=0)
-    files_created: int = Field(default=0, ge=0)
-    files_modified: int = Field(default=0, ge=0)
-    tokens_used: int = Field(default=0, ge=0)
-    tool_call_count: int = Field(default=0, ge=0)
-    duration_ms: int = Field(default=0, ge=0)
+    lines_added: int = Field(default=0, ge=0, le=MAX_COUNT)
+    lines_removed: int = Field(default=0, ge=0, le=MAX_COUNT)
+    files_created: int = Field(default=0, ge=0, le=MAX_COUNT)
+    files_modified: int = Field(default=0, ge=0, le=MAX_COUNT)
+    tokens_used: int = Field(default=0, ge=0, le=MAX_COUNT)
+    tool_call_count: int = Field(default=0, ge=0, le=MAX_COUNT)
+    duration_ms: int = Field(default=0, ge=0, le=MAX_COUNT)
 
 
 class Handoff(Wire):
@@ -318,7 +327,7 @@ class CheckResult(Record):
     status: CheckStatus
     exit_code: int | None = None
     output: Annotated[str, StringConstraints(max_length=40_000)] = Field(default="", description="tail of both streams")
-    duration_ms: int = 0
+    duration_ms: int = Field(default=0, le=MAX_COUNT)
 
     @property
     def red(self) -> bool:
@@ -339,7 +348,9 @@ class WorkerRun(Record):
     provider: str
     sandbox: str = ""
     harness: str
-    harness_status: str = Field(description="completed, empty, llm_error, limit, timeout, stalled, crashed, cancelled")
+    harness_status: str = Field(
+        description="completed, empty, llm_error, limit, timeout, stalled, budget, crashed, config_error, cancelled"
+    )
     error: Line = ""
     base: Oid
     head: Oid | None = Field(default=None, description="tip of the imported branch; None when nothing was committed")
@@ -349,6 +360,8 @@ class WorkerRun(Record):
     tokens_out: int = 0
     cost_usd: float | None = Field(default=None, description="None: unknown price")
     not_enforced: tuple[str, ...] = Field(default=(), description="defaults this provider or harness cannot enforce")
+    route: Line = Field(default="", description="why this provider and this harness, in one line")
+    tried: tuple[Line, ...] = Field(default=(), max_length=20, description="what came to nothing before, and where")
     started_at: float
     ended_at: float
 

@@ -74,6 +74,10 @@ def _told(facts: TaskFacts, limit: int) -> str:
     """What the task was told, and what came back."""
     task, handoff, landing = facts.task, facts.handoff, facts.landing
     rows = [("asked", f"<pre>{shown(task.description, limit)}</pre>"), ("scope", codes(task.scope))]
+    if task.needs:
+        rows.append(("needs", shown(task.needs.line, 300)))
+    if facts.run and (facts.run.route or facts.run.tried):
+        rows.append(("worked where, and why", "<br>".join(shown(n, 400) for n in [*facts.run.tried, facts.run.route])))
     if task.acceptance:
         rows.append(("accepted when", f"<pre>{shown(task.acceptance, limit)}</pre>"))
     if task.replaces:

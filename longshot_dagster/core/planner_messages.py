@@ -80,7 +80,8 @@ def heading(key: IterationKey) -> str:
 
 def own_task(parent: Task) -> str:
     acceptance = f"\n\nAcceptance:\n{_plain(parent.acceptance, 4_000)}" if parent.acceptance else ""
-    return f"## Your task {parent.id}\n\n{_plain(parent.description, 20_000)}\n\nScope:\n{_list(parent.scope, 100)}{acceptance}"
+    needs = f"\n\nNeeds, to be repeated for the parts that have them: {parent.needs.line}" if parent.needs else ""
+    return f"## Your task {parent.id}\n\n{_plain(parent.description, 20_000)}\n\nScope:\n{_list(parent.scope, 100)}{acceptance}{needs}"
 
 
 def active_tasks(tasks: Sequence[Task]) -> str:
@@ -109,13 +110,13 @@ def newest_commits(state: RepoState, count: int) -> str:
 def files(tree: Sequence[str], total: int) -> str:
     """Every path, or, when there are too many, directories with the number of files below them."""
     if len(tree) <= MAX_TREE:
-        return "\n".join(_plain(p, 300) for p in tree) or "(no files)"
+        return "\n".join(one_line(p, 300) for p in tree) or "(no files)"
     counts: dict[str, int] = {}
     for path in tree:
         parts = path.split("/")
         place = "/".join(parts[:2]) + "/" if len(parts) > 2 else parts[0] + "/" if len(parts) == 2 else path
         counts[place] = counts.get(place, 0) + 1
-    lines = [f"{_plain(p, 300)}  {n} files" if p.endswith("/") else _plain(p, 300) for p, n in counts.items()]
+    lines = [f"{one_line(p, 300)}  {n} files" if p.endswith("/") else one_line(p, 300) for p, n in counts.items()]
     shown = "\n".join(lines[:MAX_TREE]) + _more(lines, MAX_TREE)
     return f"{shown}\n({total} files; `find` and `ls` list them)"
 

@@ -23,6 +23,8 @@ from longshot_dagster.core.models import (
     Task,
     TaskKind,
 )
+from longshot_dagster.core.needs import beyond
+from longshot_dagster.core.settings import Settings
 
 MAX_CONFLICT_FIXES = 90  # of one iteration; the others wait for the next, on a main where these have landed
 MAX_EXCLUSIVE = 20  # tasks of one round that may keep others out of their files
@@ -54,6 +56,7 @@ class Rules:
     key: IterationKey
     parent: Task | None = None
     active: tuple[Task, ...] = ()
+    settings: Settings | None = None
 
     @property
     def must_plan(self) -> bool:
@@ -80,11 +83,24 @@ def objections(reply: PlanReply, rules: Rules) -> Objections:
                 hard.append(
                     f"tasks[{number}].scope: {_names(outside)} is outside your own scope ({_names(rules.parent.scope)})"
                 )
-    return Objections(tuple(hard[:_MAX_OBJECTIONS]), tuple(_overlaps(reply.tasks, rules)[:_MAX_OBJECTIONS]))
+    soft = [*_too_needy(reply.tasks, rules), *_overlaps(reply.tasks, rules)]
+    return Objections(tuple(hard[:_MAX_OBJECTIONS]), tuple(soft[:_MAX_OBJECTIONS]))
 
 
 def outside_of(task: PlannedTask, parent: Task) -> tuple[str, ...]:
     return tuple(path for path in task.scope if not scope.within([path], parent.scope))
+
+
+def _too_needy(tasks: Sequence[PlannedTask], rules: Rules) -> list[str]:
+    """Needs beyond the settings; a task that keeps them comes back blocked, without a worker."""
+    if rules.settings is None:
+        return []
+    found = [(n, beyond(task.needs, rules.settings)) for n, task in enumerate(tasks) if task.needs]
+    return [
+        f"tasks[{n}].needs: {', '.join(too_much)} is more than this build allows; plan it without, or leave it out"
+        for n, too_much in found
+        if too_much
+    ]
 
 
 def _overlaps(tasks: Sequence[PlannedTask], rules: Rules) -> list[str]:
@@ -175,6 +191,7 @@ def _task(
         and should_delegate(paths, ids.depth(name) + 1),
         replaces=replaces,
         exclusive=exclusive,
+        needs=planned.needs,
     )
 
 
@@ -218,6 +235,7 @@ def conflict_fix(
         priority=1,
         branch=branch_of(request, name),
         replaces=(task.id,),
+        needs=task.needs,
     )
 
 
@@ -230,12 +248,12 @@ def _conflict_description(report: TaskReport, conflicts: Sequence[ConflictFile],
         f"## What task {task.id} wanted\n\n{_plain(task.description, 8_000)}",
     ]
     if report.handoff and report.handoff.summary:
-        parts.append(f"Its worker's summary: {_plain(report.handoff.summary, 2_000)}")
+        parts.append(f"Its worker's summary: {one_line(report.handoff.summary, 2_000)}")
     for name, other in list(others.items())[:5]:
         parts.append(f"## What landed meanwhile: task {name}\n\n{_plain(other.description, 3_000)}")
     parts.append(
         "## Conflicted files\n\n"
-        + "\n".join(f"- {_plain(c.path, 500)} ({_plain(c.kind, 100)})" for c in conflicts[:100])
+        + "\n".join(f"- {one_line(c.path, 500)} ({one_line(c.kind, 100)})" for c in conflicts[:100])
     )
     room = _MAX_FIX_TEXT - sum(map(len, parts))
     for conflict in conflicts:
@@ -252,7 +270,7 @@ def _conflict_description(report: TaskReport, conflicts: Sequence[ConflictFile],
 
 
 def _contents(conflict: ConflictFile, limit: int) -> str:
-    path = _plain(conflict.path, 500)
+    path = one_line(conflict.path, 500)
     if conflict.merged is not None:
         return f"### {path}, merged, with conflict markers\n\n{code_block(conflict.merged, '', max(200, limit))}"
     sides = [

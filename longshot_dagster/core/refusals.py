@@ -14,6 +14,7 @@ class Kind(StrEnum):
     REFUSED_KEY = "refused_key"
     NO_CREDIT = "no_credit"
     NOT_FOUND = "not_found"
+    OTHER_API = "other_api"  # `detail` is the language that it does not speak
     REJECTED = "rejected"  # the request's own fault: passed back as it came, never tried again
     RATE_LIMITED = "rate_limited"
     FAILED = "endpoint_failed"
@@ -36,6 +37,7 @@ _ADVICE = {
     Kind.REFUSED_KEY: "check LLM_API_KEY (or `apiKey` in LLM_ENDPOINTS) and LLM_BASE_URL",
     Kind.NO_CREDIT: "check the account's credit at the endpoint",
     Kind.NOT_FOUND: "check LLM_BASE_URL and LLM_MODEL",
+    Kind.OTHER_API: "choose another HARNESS, or name an endpoint in LLM_ENDPOINTS that speaks it",
     Kind.REJECTED: "check LLM_MODEL and LLM_MAX_TOKENS",
     Kind.RATE_LIMITED: "wait, lower MAX_WORKERS or add endpoints to LLM_ENDPOINTS",
     Kind.FAILED: "check LLM_BASE_URL/LLM_API_KEY or wait until the endpoint is well",
@@ -89,6 +91,8 @@ class Refusal:
                 return f"{who} wants payment ({both})"
             case Kind.NOT_FOUND:
                 return f"{who} does not know this address or model ({both})"
+            case Kind.OTHER_API:
+                return f"{who} does not speak {told}"
             case Kind.REJECTED:
                 return f"{who} rejected the request ({both})"
             case Kind.RATE_LIMITED:
@@ -107,6 +111,8 @@ class Refusal:
         """What the gateway answers in its place."""
         if self.kind is Kind.TIMEOUT:
             return 504
+        if self.kind is Kind.OTHER_API:
+            return 404
         return self.status if self.status >= 400 else 502
 
 

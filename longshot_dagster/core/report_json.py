@@ -79,7 +79,7 @@ def _task(facts: TaskFacts) -> dict[str, Any]:
 
 def _run(run: WorkerRun) -> dict[str, Any]:
     kept = {"attempt", "provider", "harness", "harness_status", "error", "base", "head", "tokens_in", "tokens_out"}
-    kept |= {"cost_usd", "started_at", "ended_at", "not_enforced"}
+    kept |= {"cost_usd", "started_at", "ended_at", "not_enforced", "route", "tried"}
     return {**run.model_dump(mode="json", include=kept), "checks": [_check(c) for c in run.checks]}
 
 

@@ -142,6 +142,11 @@ class Settings(BaseModel):
     )
     sandbox_cpu_cores: float = Field(default=4, gt=0, le=256, description="CPU cores per sandbox")
     sandbox_memory_mb: int = Field(default=8192, ge=64, description="memory per sandbox, MB")
+    sandbox_gpu: str = Field(
+        default="",
+        pattern=r"^[A-Za-z0-9:._+, -]{0,200}$",
+        description="GPUs that a plan may ask for, by the provider's own words, `,` between them; empty: none",
+    )
     sandbox_idle_timeout: int = Field(
         default=300, ge=1, description="seconds without a sign of life before a worker is ended"
     )
@@ -222,6 +227,10 @@ class Settings(BaseModel):
         return {
             name: float(weight or 1) for name, _, weight in (e.partition(":") for e in _listed(self.sandbox_provider))
         }
+
+    @property
+    def gpus(self) -> tuple[str, ...]:
+        return _listed(self.sandbox_gpu)
 
     @property
     def allowed_hosts(self) -> tuple[str, ...]:

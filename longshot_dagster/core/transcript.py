@@ -36,6 +36,8 @@ def render(event: dict[str, Any]) -> list[str]:
         case "turn":
             said = _cut(event.get("text"), _SAID_LINES, 0)
             lines = [f"turn ({_count(event, 'tokens_in')} tokens in, {_count(event, 'tokens_out')} out)", *said]
+        case "said":
+            lines = _cut(event.get("text"), _SAID_LINES, 0) or [""]
         case "tool_start":
             lines = [f"> {_field(event, 'name')} {_arguments(event.get('arguments'))}".rstrip()]
         case "tool_end":

@@ -10,6 +10,8 @@ BYTES_PER_TOKEN = 4  # the usual rule of thumb for English and code; only used w
 _MAX_LINE = 4 << 20
 _MAX_TOKENS = 1_000_000_000
 
+_CACHED_APART = ("cache_read_input_tokens", "cache_creation_input_tokens")
+
 REHEARSAL_MODEL = "longshot-scripted-model"
 REHEARSAL_FINGERPRINT = "rehearsal"
 
@@ -42,7 +44,10 @@ class Usage:
 
 
 def reported(document: object) -> tuple[int, int] | None:
-    """(in, out) as an answer reports them in `usage`, in the words of any of the usual interfaces; None when it does not."""
+    """(in, out) as an answer reports them in `usage`, in the words of any of the usual interfaces; None when it does not.
+
+    Tokens read from a cache count as read: OpenAI's counts hold them, Anthropic tells them apart from the others.
+    """
     if not isinstance(document, dict):
         return None
     usage = document.get("usage")
@@ -52,6 +57,9 @@ def reported(document: object) -> tuple[int, int] | None:
     if not isinstance(usage, dict):
         return None
     tokens_in = _count(usage.get("prompt_tokens", usage.get("input_tokens")))
+    for apart in _CACHED_APART:
+        if (cached := _count(usage.get(apart))) is not None:
+            tokens_in = min((tokens_in or 0) + cached, _MAX_TOKENS)
     tokens_out = _count(usage.get("completion_tokens", usage.get("output_tokens")))
     if tokens_in is None and tokens_out is None:
         return None
@@ -59,9 +67,13 @@ def reported(document: object) -> tuple[int, int] | None:
 
 
 def is_rehearsal(document: object) -> bool:
-    """Does this answer come from the scripted model?"""
-    return isinstance(document, dict) and (
-        document.get("system_fingerprint") == REHEARSAL_FINGERPRINT or document.get("model") == REHEARSAL_MODEL
+    """Does this answer, or this piece of a streamed one, come from the scripted model?"""
+    if not isinstance(document, dict):
+        return False
+    inner = document.get("response") or document.get("message")
+    answers = (document, inner) if isinstance(inner, dict) else (document,)
+    return any(
+        a.get("system_fingerprint") == REHEARSAL_FINGERPRINT or a.get("model") == REHEARSAL_MODEL for a in answers
     )
 
 
@@ -99,7 +111,7 @@ class StreamMeter:
             self.text_bytes += len(data)
             return
         if (found := reported(document)) is not None:
-            # An Anthropic stream reports its input first and its output last.
+            # A stream of Anthropic's reports its input first and its output last.
             before = self.usage or (0, 0)
             self.usage = (found[0] or before[0], found[1] or before[1])
         self.rehearsal = self.rehearsal or is_rehearsal(document)

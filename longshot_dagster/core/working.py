@@ -1,5 +1,6 @@
 """Which order a worker gets, and what its answer is worth. The answer comes out of a sandbox: nothing in it is believed."""
 
+import re
 from dataclasses import dataclass
 
 from pydantic import ValidationError
@@ -24,6 +25,7 @@ COMPLETED = "completed"
 MODEL_FAILED = "llm_error"
 OVER_BUDGET = "budget"
 CANCELLED = "cancelled"
+UNPLACED = "unplaced"
 
 BY_A_PERSON = "a person cancelled this task; plan it again only if the request cannot do without it"
 
@@ -47,15 +49,25 @@ class Beginning:
     done: Handoff
 
 
+def harness_named(tag: str) -> str:
+    """A harness as a sandbox's tag has it; empty for anything that cannot be the name of one."""
+    return tag if re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,39}", tag) else ""
+
+
 def harness_of(settings: Settings) -> str:
     """`auto` is the built-in agent."""
     return HarnessName.BUILTIN.value if settings.harness == HarnessName.AUTO else settings.harness
 
 
 def work_order(
-    task: Task, request: BuildRequest, base: str, system_prompt: str, beginning: Beginning | None = None
+    task: Task,
+    request: BuildRequest,
+    base: str,
+    system_prompt: str,
+    beginning: Beginning | None = None,
+    harness: str = "",
 ) -> WorkOrder:
-    """The order for `task` on commit `base`, from its `beginning` where there is one."""
+    """The order for `task` on commit `base`, from its `beginning` where there is one. `harness`: the one it was routed to."""
     settings = request.settings
     return WorkOrder(
         task_id=task.id,
@@ -66,7 +78,8 @@ def work_order(
         scope=list(task.scope),
         system_prompt=system_prompt,
         prompt=user_message(task, beginning),
-        harness=harness_of(settings),
+        harness=harness or harness_of(settings),
+        harness_command=settings.harness_command,
         model=settings.llm_model,
         max_tokens=settings.llm_max_tokens,
         temperature=settings.llm_temperature,
@@ -179,6 +192,17 @@ def failed(task: Task, why: str, tokens: int = 0, duration_ms: int = 0) -> Hando
         summary=f"Nothing was done: {why}"[:MAX_LINE],
         concerns=[why[:MAX_LINE]],
         metrics=metrics,
+    )
+
+
+def unplaced(task: Task, why: str, duration_ms: int = 0) -> Handoff:
+    """The handoff of a task that nothing configured here can take."""
+    return Handoff(
+        task_id=task.id,
+        status=HandoffStatus.BLOCKED,
+        summary=f"No worker was started: {why}. Plan it without these needs, or leave it to a person."[:MAX_TEXT],
+        concerns=[why[:MAX_LINE]],
+        metrics=HandoffMetrics(duration_ms=duration_ms),
     )
 
 

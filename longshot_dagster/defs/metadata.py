@@ -237,12 +237,15 @@ def _run_metadata(run: WorkerRun) -> Metadata:
         "provider": _text(run.provider),
         "sandbox": _text(run.sandbox),
         "harness": _text(f"{run.harness}: {run.harness_status}"),
+        "route": _text(run.route or "the only one there is"),
         "attempt": dg.MetadataValue.int(run.attempt),
         "tokens in": dg.MetadataValue.int(run.tokens_in),
         "tokens out": dg.MetadataValue.int(run.tokens_out),
         "cost": _text("unknown price" if run.cost_usd is None else f"{run.cost_usd:.4f} USD"),
         "not enforced": _listed(run.not_enforced),
     }
+    if run.tried:
+        found["tried before"] = _listed(run.tried)
     if run.error:
         found["error"] = _text(run.error)
     return found

@@ -99,12 +99,15 @@ class BuildTools:
 
     @property
     def worker(self) -> "WorkerRunner":
+        from longshot_dagster.adapters.harness_layers import HarnessLayers
         from longshot_dagster.adapters.worker import WorkerRunner
 
-        return self._once(
-            "worker",
-            lambda: WorkerRunner(self.ledger, self.request, self.provider, self.mirror, self.gateway, self.clock),
-        )
+        def make() -> "WorkerRunner":
+            agents = HarnessLayers(self.home).agents(self.request.settings)
+            build = (self.ledger, self.request, self.provider, self.mirror, self.gateway, self.clock)
+            return WorkerRunner(*build, missing=agents.missing, layers=agents.shown)
+
+        return self._once("worker", make)
 
     @property
     def landing(self) -> "LandingQueue":

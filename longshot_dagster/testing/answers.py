@@ -1,19 +1,21 @@
-"""What the script answers to one chat completion request: a pure function, so the server needs no memory.
+"""What the script answers to one request, in whatever language it came: a pure function, so the server needs no memory.
 
 Who asks is read from the opening line of the system prompt, what for from the last user message that is headed
 `# Task <id>`, `# Planning round <key>` or `# Fix round <key>`, and how far it has come from the assistant's messages
 after that one.
 """
 
-import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from longshot_dagster.core.model_apis import Api
 from longshot_dagster.core.models import TaskKind
 from longshot_dagster.core.usage import BYTES_PER_TOKEN
+from longshot_dagster.testing.hearing import Said, heard
 from longshot_dagster.testing.script import Action, FaultKind, Role, Script, Step
+from longshot_dagster.testing.toolbox import Toolbox
 
 _ROLES = {
     "You are Longshot's root planner.": Role.ROOT,
@@ -21,7 +23,9 @@ _ROLES = {
     "You are a Longshot worker.": Role.WORKER,
     "You are Longshot's reconciler.": Role.RECONCILER,
 }
-_HEADING = re.compile(r"# (?:Task|Planning round|Fix round) (\S+)\s*")
+_HEADING = re.compile(r"[\"']?# (?:Task|Planning round|Fix round) (\S+)\s*")  # some agents quote what they are told
+_STEP = re.compile(r"call_.+_(\d+)_\d+")
+_FOLDER = re.compile(r"(?:[Ww]orking directory: |<cwd>)(/[^\s<]+)")
 _KIND = re.compile(r"^Kind: (plan|conflict-fix|check-fix)\s*$", re.MULTILINE)
 _PROSE = "What a lovely task! I would begin by thinking about it carefully, and then do it step by step."
 
@@ -34,16 +38,19 @@ class Asked:
     subject: str  # task id or short iteration key; empty when no message is headed
     text: str  # the headed message
     said: str  # all user messages
-    step: int  # assistant messages since the headed one
-    tools: frozenset[str]
+    step: int  # answers since the headed one
+    tools: Toolbox
     prompt_tokens: int
+    model: str = ""
+    api: Api = Api.CHAT
 
 
 @dataclass(frozen=True)
 class Call:
     id: str
     tool: str
-    arguments: str  # JSON
+    arguments: str  # JSON, or the text itself of a `free_text` tool
+    free_text: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,30 +60,46 @@ class Answer:
     delay_s: float = 0
     finish_reason: str = "stop"
     held: Callable[[], bool] | None = None  # asked five times a second: not before it says no
+    dropped: bool = False  # begins, and ends as if it were over
 
     @property
     def completion_tokens(self) -> int:
         return _tokens(len(self.content) + sum(len(c.tool) + len(c.arguments) for c in self.calls))
 
 
-def understand(body: dict[str, Any]) -> Asked:
-    """`body` is a chat completion request; what is missing or odd in it counts as absent."""
-    messages, offered = _objects(body.get("messages")), _objects(body.get("tools"))
-    users = [(n, _text(m)) for n, m in enumerate(messages) if m.get("role") == "user"]
+def understand(body: dict[str, Any], api: Api = Api.CHAT) -> Asked:
+    """`body` is a request of that language; what is missing or odd in it counts as absent."""
+    request = heard(api, body)
+    messages = request.messages
+    users = [(n, part) for n, m in enumerate(messages) if m.role == "user" for part in m.parts or ("",)]
     headed = [(n, text, found[1]) for n, text in users if (found := _HEADING.fullmatch(_first_line(text)))]
     last_user = users[-1] if users else (-1, "")
     at, text, subject = headed[-1] if headed else (*last_user, "")
-    functions = _objects([tool.get("function") for tool in offered])
-    tools = frozenset(name for f in functions if isinstance(name := f.get("name"), str))
+    everything = "\n".join(part for m in messages if m.role in ("system", "user") for part in m.parts)
+    folders = _FOLDER.findall(everything)
     return Asked(
         role=_role(messages),
         subject=subject,
         text=text,
         said="\n".join(said for _, said in users),
-        step=sum(m.get("role") == "assistant" for m in messages[at + 1 :]),
-        tools=tools if body.get("tool_choice") != "none" else frozenset(),
-        prompt_tokens=_tokens(len(json.dumps([messages, offered], ensure_ascii=False))),
+        step=_step(messages[at + 1 :]),
+        tools=Toolbox(request.tools, folders[-1] if folders else ""),
+        prompt_tokens=_tokens(request.characters),
+        model=str(body.get("model", "")),
+        api=api,
     )
+
+
+def _step(since: Sequence[Said]) -> int:
+    """By the calls made, whose ids say it: agents write one answer down as several messages, or several as one."""
+    ids = [found[1] for said in since for call in said.called if (found := _STEP.match(call))]
+    return max(map(int, ids)) if ids else sum(said.role == "assistant" for said in since)
+
+
+def endless(asked: Asked) -> Answer:
+    """The same command again and again; a text where there is no shell."""
+    action = Action.model_validate({"bash": "sleep 1; echo again"})
+    return play(asked, [(action,)] * (asked.step + 1), _PROSE, 0)
 
 
 def answer(script: Script, asked: Asked) -> Answer:
@@ -107,6 +130,8 @@ def spoiled(good: Answer, fault: FaultKind) -> Answer:
         case FaultKind.TRUNCATED:
             calls = tuple(replace(c, arguments=_half(c.arguments)) for c in good.calls)
             return replace(good, content=_half(good.content), calls=calls, finish_reason="length")
+        case FaultKind.DROP:
+            return replace(good, dropped=True)
     raise ValueError(f"{fault} is not an answer")
 
 
@@ -120,8 +145,9 @@ def play(asked: Asked, steps: Iterable[Step], last_words: str, delay_s: float) -
 
 
 def _call(asked: Asked, number: int, action: Action) -> Call:
-    arguments = json.dumps(action.arguments, ensure_ascii=False)
-    return Call(f"call_{asked.subject.replace('.', '_')}_{asked.step + 1}_{number}", action.tool, arguments)
+    invoked = asked.tools.invoke(action)
+    call = f"call_{asked.subject.replace('.', '_')}_{asked.step + 1}_{number}"
+    return Call(call, invoked.tool, invoked.arguments, invoked.free_text)
 
 
 def _kind(asked: Asked) -> TaskKind:
@@ -132,27 +158,14 @@ def _kind(asked: Asked) -> TaskKind:
     return TaskKind.CONFLICT_FIX if "conflict" in asked.text.lower() else TaskKind.CHECK_FIX
 
 
-def _role(messages: list[dict[str, Any]]) -> Role:
-    for message in messages:
-        if message.get("role") in ("system", "developer"):
-            # Any line: a client may put words of its own before the prompt (pydantic-ai does when it asks again).
-            for line in _text(message).splitlines():
-                for opening, role in _ROLES.items():
-                    if line.startswith(opening):
-                        return role
+def _role(messages: Iterable[Said]) -> Role:
+    for part in (part for message in messages if message.role == "system" for part in message.parts):
+        # Any line: a client may put words of its own before the prompt (pydantic-ai does when it asks again).
+        for line in part.splitlines():
+            for opening, role in _ROLES.items():
+                if line.startswith(opening):
+                    return role
     return Role.OTHER
-
-
-def _objects(value: Any) -> list[dict[str, Any]]:
-    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
-
-
-def _text(message: dict[str, Any]) -> str:
-    """A message's text, whether it is written as one string or as parts."""
-    content = message.get("content")
-    if isinstance(content, list):
-        return "\n".join(str(p.get("text", "")) for p in content if isinstance(p, dict))
-    return content if isinstance(content, str) else ""
 
 
 def _first_line(text: str) -> str:

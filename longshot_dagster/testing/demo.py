@@ -1,4 +1,4 @@
-"""The demo's two ends: an almost empty repository to build in, and the finished application's own tests."""
+"""The demos' two ends: an almost empty repository to build in, and the finished application's own tests."""
 
 import os
 import subprocess
@@ -8,9 +8,9 @@ from pathlib import Path
 
 from longshot_dagster.adapters.shipped import shipped
 from longshot_dagster.core.errors import RepositoryError
+from longshot_dagster.testing import phrasebook
 
 REQUEST = "Build the pocket almanac according to SPEC.md"
-_EXAMPLE = "examples/almanac"
 _TIMEOUT_S = 120
 _SENDER = "longshot demo"
 _DATE = "2026-01-01T00:00:00Z"  # the same start gives the same commit
@@ -25,22 +25,35 @@ class Demo:
 
 def prepare(folder: Path) -> Demo:
     """A bare repository `almanac.git` in `folder` with the example's start; raises RepositoryError."""
-    repository = folder / "almanac.git"
-    start = shipped(f"{_EXAMPLE}/start")
+    repository = _planted(folder, "almanac", "SPEC.md: a pocket almanac")
+    return Demo(repository, REQUEST, shipped("examples/almanac/script.toml"))
+
+
+def prepare_many(folder: Path) -> Demo:
+    """`phrasebook.git`, of which twenty tasks are worked on at the same time; raises RepositoryError."""
+    repository = _planted(folder, "phrasebook", "SPEC.md: a phrasebook")
+    script = folder / "script.json"
+    phrasebook.write_script(script)
+    return Demo(repository, "Build the phrasebook according to SPEC.md", script)
+
+
+def _planted(folder: Path, name: str, message: str) -> Path:
+    repository = folder / f"{name}.git"
+    start = shipped(f"examples/{name}/start")
     folder.mkdir(parents=True, exist_ok=True)
     _git("init", "--quiet", "--bare", "--initial-branch=main", str(repository))
     with tempfile.TemporaryDirectory(prefix="longshot-demo-") as scratch:
         work = ("--git-dir", str(repository), "--work-tree", str(start))
         index = {"GIT_INDEX_FILE": str(Path(scratch) / "index")}
         _git(*work, "add", "--all", ".", extra=index, cwd=start)
-        _git(*work, "commit", "--quiet", "--message", "SPEC.md: a pocket almanac", extra=index, cwd=start)
-    return Demo(repository, REQUEST, shipped(f"{_EXAMPLE}/script.toml"))
+        _git(*work, "commit", "--quiet", "--message", message, extra=index, cwd=start)
+    return repository
 
 
 def verify(repository: Path) -> tuple[bool, str]:
     """Unit and acceptance tests on a clean checkout of main: (all green, what they printed)."""
     with tempfile.TemporaryDirectory(prefix="longshot-demo-") as scratch:
-        checkout = Path(scratch) / "almanac"
+        checkout = Path(scratch) / repository.stem
         _git("clone", "--quiet", "--branch", "main", str(repository), str(checkout))
         return run_tests(checkout, "test", "acceptance")
 

@@ -50,6 +50,7 @@ class Role(StrEnum):
 
 
 class FaultKind(StrEnum):
+    BAD_REQUEST = "400"
     UNAUTHORIZED = "401"
     RATE_LIMITED = "429"
     SERVER_ERROR = "500"
@@ -57,6 +58,8 @@ class FaultKind(StrEnum):
     TRUNCATED = "truncated"  # the right answer, cut in half
     EMPTY = "empty"
     HANG = "hang"  # no answer until the client gives up
+    DROP = "drop"  # a stream that begins and is over, without a word; a whole answer that never comes
+    LOOP = "loop"  # one and the same command, for ever
 
 
 class _Part(BaseModel):

@@ -1,7 +1,8 @@
 """A model endpoint that plays a script: for the demo, for tests, and for rehearsing a build without paying for one.
 
-It speaks OpenAI's chat completions on 127.0.0.1 and says in every answer that it is a rehearsal. `GET /log` lists the
-requests so far; `POST /faults` with a JSON list replaces the faults that are on.
+It speaks OpenAI's chat completions and responses and Anthropic's messages on 127.0.0.1, and says in every answer that it
+is a rehearsal. `GET /log` lists the requests so far; `POST /faults` with a JSON list replaces the faults that are on. A
+model whose name ends with `-` and a fault, such as `any-500`, has that fault always.
 
     python -m longshot_dagster.testing.scripted_model --script FILE [--port N]     prints {"port": N} when ready
 """
@@ -24,15 +25,17 @@ from typing import Any, Self
 from pydantic import TypeAdapter, ValidationError
 
 from longshot_dagster.core.errors import WrongUse
+from longshot_dagster.core.model_apis import Api, api_of_path
 from longshot_dagster.core.usage import REHEARSAL_FINGERPRINT, REHEARSAL_MODEL
-from longshot_dagster.testing.answers import Answer, Asked, answer, spoiled, understand
+from longshot_dagster.testing.answers import Answer, Asked, answer, endless, spoiled, understand
+from longshot_dagster.testing.languages import Event, Tokens, refused, streamed, whole
 from longshot_dagster.testing.script import Fault, FaultKind, Script, load
 
 HANG_LIMIT_S = 900.0  # a hanging answer ends then, even if the client is still there
 _MAX_BODY = 64 << 20
 _LOOK_S = 0.2  # between two looks at whether a waiting client is still there
-_PIECE = 400  # characters of one streamed piece
 _REFUSALS = {
+    FaultKind.BAD_REQUEST: (400, "invalid_request_error", "scripted_refusal"),
     FaultKind.UNAUTHORIZED: (401, "authentication_error", "invalid_api_key"),
     FaultKind.RATE_LIMITED: (429, "rate_limit_error", "rate_limit_exceeded"),
     FaultKind.SERVER_ERROR: (500, "server_error", "internal_error"),
@@ -96,7 +99,9 @@ class ScriptedModel:
 
     @property
     def log(self) -> list[dict[str, Any]]:
-        """Requests so far, oldest first: time, role, task (its id, or the round's key), step, fault, stream, authorized."""
+        """Requests so far, oldest first: time, role, task (its id, or the round's key), step, fault, stream, authorized,
+        api, model.
+        """
         with self._lock:
             return [dict(entry) for entry in self._log]
 
@@ -112,7 +117,7 @@ class ScriptedModel:
     def take(self, asked: Asked, stream: bool, authorized: bool) -> FaultKind | None:
         """Write the request down and say how it is to fail, if it is."""
         with self._lock:
-            fault = self._next_fault(asked)
+            fault = _fault_of(asked.model) or self._next_fault(asked)
             self._log.append(
                 {
                     "time": time.time(),
@@ -122,6 +127,8 @@ class ScriptedModel:
                     "fault": fault and str(fault),
                     "stream": stream,
                     "authorized": authorized,
+                    "api": str(asked.api),
+                    "model": asked.model,
                 }
             )
         return fault
@@ -191,39 +198,50 @@ class _Connection(BaseHTTPRequestHandler):
             case _:
                 self._refuse(404, "not_found", "no_such_path")
 
-    def do_POST(self) -> None:
-        body = self._body()
-        match self.path.partition("?")[0]:
-            case "/v1/chat/completions" | "/chat/completions" if isinstance(body, dict):
-                self._complete(body)
-            case "/faults":
-                self._switch_faults(body)
-            case "/v1/chat/completions" | "/chat/completions":
-                self._refuse(400, "invalid_request_error", "not_a_json_object")
-            case _:
-                self._refuse(404, "not_found", "no_such_path")
+    def do_HEAD(self) -> None:
+        """Some agents look whether anybody is there."""
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
 
-    def _complete(self, body: dict[str, Any]) -> None:
-        model, asked, stream = self.server.model, understand(body), body.get("stream") is True
-        fault = model.take(asked, stream, bool(self.headers.get("Authorization")))
+    def do_POST(self) -> None:
+        body, path = self._body(), self.path.partition("?")[0]
+        api = api_of_path(path.removeprefix("/").removeprefix("v1/"))
+        if path == "/faults":
+            self._switch_faults(body)
+        elif api is None:
+            self._refuse(404, "not_found", "no_such_path")
+        elif not isinstance(body, dict):
+            self._refuse(400, "invalid_request_error", "not_a_json_object", api)
+        elif not body:
+            self._refuse(400, "invalid_request_error", "no_model", api)
+        else:
+            self._complete(api, body)
+
+    def _complete(self, api: Api, body: dict[str, Any]) -> None:
+        model, asked, stream = self.server.model, understand(body, api), body.get("stream") is True
+        key = self.headers.get("Authorization") or self.headers.get("x-api-key")
+        fault = model.take(asked, stream, bool(key))
         if fault is FaultKind.HANG:
             self._wait(model.hang_limit_s)
             self.close_connection = True
             return
         if fault in _REFUSALS:
-            self._refuse(*_REFUSALS[fault])
+            self._refuse(*_REFUSALS[fault], api)
             return
-        reply = model.reply(asked)
+        reply = endless(asked) if fault is FaultKind.LOOP else model.reply(asked)
         if (reply.delay_s or reply.held) and not self._wait(reply.delay_s, reply.held):
             self.close_connection = True
             return
-        if fault is not None:
+        if fault not in (None, FaultKind.LOOP):
             reply = spoiled(reply, fault)
-        usage = _usage(asked, reply)
+        tokens = Tokens(asked.prompt_tokens, reply.completion_tokens, wanted=_wants_usage(body))
         if stream:
-            self._stream(_chunks(reply, usage if _wants_usage(body) else None))
+            self._stream(streamed(api, reply, tokens))
+        elif reply.dropped:
+            self.close_connection = True
         else:
-            self._json(200, _completion(reply, usage))
+            self._json(200, whole(api, reply, tokens))
 
     def _switch_faults(self, body: Any) -> None:
         try:
@@ -256,9 +274,8 @@ class _Connection(BaseHTTPRequestHandler):
         except ValueError:
             return None
 
-    def _refuse(self, status: int, kind: str, code: str) -> None:
-        error = {"message": f"rehearsal: scripted {status} {code}", "type": kind, "code": code}
-        self._json(status, {"error": error, "model": REHEARSAL_MODEL, "system_fingerprint": REHEARSAL_FINGERPRINT})
+    def _refuse(self, status: int, kind: str, code: str, api: Api | None = None) -> None:
+        self._json(status, refused(api, status, kind, code))
 
     def _json(self, status: int, document: Any) -> None:
         content = json.dumps(document, ensure_ascii=False).encode()
@@ -270,76 +287,28 @@ class _Connection(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
 
-    def _stream(self, chunks: Iterator[dict[str, Any]]) -> None:
+    def _stream(self, events: Iterator[Event]) -> None:
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Cache-Control", "no-cache")
         self.send_header("Connection", "close")
         self.end_headers()
         self.close_connection = True
-        for chunk in chunks:
-            self.wfile.write(b"data: " + json.dumps(chunk, ensure_ascii=False).encode() + b"\n\n")
-        self.wfile.write(b"data: [DONE]\n\n")
+        for name, document in events:
+            head = f"event: {name}\n" if name else ""
+            data = document if isinstance(document, str) else json.dumps(document, ensure_ascii=False)
+            self.wfile.write(f"{head}data: {data}\n\n".encode())
 
 
-def _head(kind: str) -> dict[str, Any]:
-    now = time.time()
-    return {
-        "id": f"chatcmpl-rehearsal-{time.monotonic_ns():x}",
-        "object": kind,
-        "created": int(now),
-        "model": REHEARSAL_MODEL,
-        "system_fingerprint": REHEARSAL_FINGERPRINT,
-    }
-
-
-def _usage(asked: Asked, reply: Answer) -> dict[str, int]:
-    """Token counts in proportion to the sizes of question and answer."""
-    return {
-        "prompt_tokens": asked.prompt_tokens,
-        "completion_tokens": reply.completion_tokens,
-        "total_tokens": asked.prompt_tokens + reply.completion_tokens,
-    }
+def _fault_of(model: str) -> FaultKind | None:
+    """The fault that the name of a model asks for."""
+    _, dash, ending = model.rpartition("-")
+    return FaultKind(ending) if dash and ending in set(FaultKind) else None
 
 
 def _wants_usage(body: dict[str, Any]) -> bool:
     options = body.get("stream_options")
     return isinstance(options, dict) and options.get("include_usage") is True
-
-
-def _completion(reply: Answer, usage: dict[str, int]) -> dict[str, Any]:
-    message: dict[str, Any] = {"role": "assistant", "content": reply.content or (None if reply.calls else "")}
-    if reply.calls:
-        message["tool_calls"] = [
-            {"id": c.id, "type": "function", "function": {"name": c.tool, "arguments": c.arguments}}
-            for c in reply.calls
-        ]
-    choice = {"index": 0, "message": message, "finish_reason": reply.finish_reason, "logprobs": None}
-    return {**_head("chat.completion"), "choices": [choice], "usage": usage}
-
-
-def _chunks(reply: Answer, usage: dict[str, int] | None) -> Iterator[dict[str, Any]]:
-    head = _head("chat.completion.chunk")
-
-    def chunk(delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
-        return {**head, "choices": [{"index": 0, "delta": delta, "finish_reason": finish}]}
-
-    yield chunk({"role": "assistant", "content": ""})
-    for piece in _pieces(reply.content):
-        yield chunk({"content": piece})
-    for index, call in enumerate(reply.calls):
-        opening = {"name": call.tool, "arguments": ""}
-        yield chunk({"tool_calls": [{"index": index, "id": call.id, "type": "function", "function": opening}]})
-        for piece in _pieces(call.arguments):
-            yield chunk({"tool_calls": [{"index": index, "function": {"arguments": piece}}]})
-    yield chunk({}, reply.finish_reason)
-    if usage is not None:
-        yield {**head, "choices": [], "usage": usage}
-
-
-def _pieces(text: str) -> Iterator[str]:
-    for start in range(0, len(text), _PIECE):
-        yield text[start : start + _PIECE]
 
 
 def main(arguments: list[str] | None = None) -> int:

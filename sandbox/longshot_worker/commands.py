@@ -62,7 +62,7 @@ def run(
         end_tree(process.pid)
         process.wait()
         process.stdout.close()
-        _reap()
+        reap()
     code = 124 if ended != "exit" else process.returncode if process.returncode >= 0 else 128 - process.returncode
     return Ran(code, clip.text(), ended, time.monotonic() - began)
 
@@ -161,7 +161,8 @@ def _below(pid: int) -> set[int]:
     return found & living
 
 
-def _reap() -> None:
+def reap() -> None:
+    """Take in adopted processes that have ended."""
     try:
         while _adopting and os.waitpid(-1, os.WNOHANG)[0]:
             pass

@@ -58,10 +58,37 @@ class Repo:
         repo.git("fetch", "--quiet", bundle, f"refs/heads/base:{_BASE}")
         repo.git("config", "user.name", author[0])
         repo.git("config", "user.email", author[1])
+        os.makedirs(os.path.join(path, ".git", "info"), exist_ok=True)  # where git has no templates, init makes none
         with open(os.path.join(path, ".git", "info", "exclude"), "a", encoding="utf-8") as file:
             # Never .gitignore: every branch would change it, and every branch would conflict.
             file.write("\n".join(ARTIFACTS) + "\n")
         repo.git("checkout", "--quiet", "-B", branch, base)
+        return repo
+
+    @classmethod
+    def from_snapshot(cls, bundle: str, path: str, base: str, branch: str, author: tuple[str, str]) -> Repo:
+        """As `from_bundle`, of a repository that is there already; `bundle` has what is newer, and is missing when nothing is."""
+        repo = cls(path, base)
+        if os.path.exists(bundle):
+            repo.git("fetch", "--quiet", bundle, f"+refs/heads/base:{_BASE}")
+        with open(os.path.join(path, ".git", "config"), encoding="utf-8") as file:
+            known = {line.strip() for line in file}
+        for name, value in (("name", author[0]), ("email", author[1])):
+            if f"{name} = {value}" not in known:
+                repo.git("config", f"user.{name}", value)
+        # Nobody but a worker has ever run there, so that nothing has to be cleaned away.
+        repo.git("checkout", "--quiet", "--force", "-B", branch, base)
+        return repo
+
+    @classmethod
+    def beside(cls, other: str, path: str, base: str) -> Repo:
+        """`base` checked out at `path`, with the objects of the repository `other`."""
+        os.makedirs(path)
+        repo = cls(path, base)
+        repo.git("init", "--quiet")
+        with open(os.path.join(path, ".git", "objects", "info", "alternates"), "w", encoding="utf-8") as file:
+            file.write(os.path.join(os.path.abspath(other), ".git", "objects") + "\n")
+        repo.git("checkout", "--quiet", "-B", "base", base)
         return repo
 
     def go_on_from(self, start: str) -> None:

@@ -7,6 +7,14 @@ import re
 from dataclasses import dataclass, field
 
 STATUSES = ("complete", "partial", "blocked", "failed")
+# Words that agents use for them all the same.
+_SAME = {
+    "completed": "complete",
+    "done": "complete",
+    "success": "complete",
+    "succeeded": "complete",
+    "failure": "failed",
+}
 _MAX_TEXT, _MAX_LINE, _MAX_LIST = 20_000, 2_000, 200
 
 
@@ -14,7 +22,8 @@ _MAX_TEXT, _MAX_LINE, _MAX_LIST = 20_000, 2_000, 200
 class HarnessResult:
     """How an agent's run ended.
 
-    `status`: completed, empty, llm_error, limit, timeout, stalled, budget, crashed.
+    `status`: completed, empty, llm_error, limit, timeout, stalled, budget, crashed, config_error.
+    `cost_usd` is what the agent itself believes it cost; None: it does not know.
     """
 
     status: str
@@ -23,6 +32,10 @@ class HarnessResult:
     tool_calls: int = 0
     tokens_in: int = 0
     tokens_out: int = 0
+    turns: int = 0
+    tool_errors: int = 0
+    retries: int = 0
+    cost_usd: float | None = None
 
 
 @dataclass(frozen=True)
@@ -42,14 +55,21 @@ def read_final(text: str) -> Said:
             found, _ = json.JSONDecoder().raw_decode(text[-60_000:], start)
         except (ValueError, RecursionError):
             continue
-        if isinstance(found, dict) and found.get("status") in STATUSES:
+        if isinstance(found, dict) and (status := _status(found.get("status"))):
             return Said(
-                found["status"],
+                status,
                 _text(found.get("summary"), _MAX_TEXT),
                 _lines(found.get("concerns")),
                 _lines(found.get("suggestions")),
             )
     return Said(summary=_text(text.strip(), _MAX_TEXT))
+
+
+def _status(value: object) -> str:
+    """One of STATUSES; empty for anything else."""
+    word = value.strip().lower() if isinstance(value, str) else ""
+    word = _SAME.get(word, word)
+    return word if word in STATUSES else ""
 
 
 def judge(harness: HarnessResult, said: Said, changed: bool) -> str:

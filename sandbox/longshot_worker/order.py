@@ -17,6 +17,7 @@ class Order:
     deadline_s: float
     version: int = 1
     mode: str = "work"
+    holds: str | None = None
     start: str | None = None  # commit to go on from instead of the base
     branch: str = "work"
     title: str = ""
@@ -24,6 +25,8 @@ class Order:
     system_prompt: str = ""
     prompt: str = ""
     harness: str = "builtin"
+    harness_bin: list[str] = field(default_factory=list)  # folders that come first on PATH
+    harness_command: str = ""
     model: str = ""
     max_tokens: int = 65_536
     temperature: float = 0.7
@@ -95,6 +98,11 @@ class Places:
     @property
     def repo(self) -> str:
         return self.root + "/workspace/repo"
+
+    @property
+    def agent(self) -> str:
+        """Configuration and session of the coding agent."""
+        return self.root + "/workspace/agent"
 
     @property
     def base_repo(self) -> str:

@@ -14,13 +14,14 @@ from longshot_worker.commands import clipped
 from longshot_worker.events import Events, count
 from longshot_worker.git import GitError, Repo
 from longshot_worker.handoff import HarnessResult, Said, judge, read_final
-from longshot_worker.harness.builtin import agent
+from longshot_worker.harness.known import work_with
 from longshot_worker.order import Order, Places
 from longshot_worker.relay import Relay
 
 _GUIDANCE = "AGENTS.md"
 _MAX_GUIDANCE = 20_000
-_HARNESSES = {"builtin": agent.run}
+# An orchestrator that died is followed by another one, which makes the way to the model anew; most agents wait for less.
+_MODEL_AWAY_S = 120.0
 
 
 def carry_out(order: Order, places: Places) -> None:
@@ -29,7 +30,9 @@ def carry_out(order: Order, places: Places) -> None:
     until = time.monotonic() + order.deadline_s
     with at_work(places.at_work):
         try:
-            result = {"work": _work, "sweep": _sweep, "salvage": _salvage}[order.mode](order, places, until)
+            result = {"work": _work, "sweep": _sweep, "salvage": _salvage, "warm": _warm}[order.mode](
+                order, places, until
+            )
         except GitError as e:
             result = _crashed(order, str(e))
         except Exception as e:
@@ -44,14 +47,11 @@ def _work(order: Order, places: Places, until: float) -> dict[str, object]:
     before, task = project_checks.found_at(repo.path), _task(order, repo.path)
     if order.start:
         repo.go_on_from(order.start)
-    run = _HARNESSES.get(order.harness)
-    if run is None:
-        return _crashed(order, f"there is no harness {order.harness!r} in this sandbox")
     events = Events(places.transcript, sys.stdout)
     try:
         events.add("start", task=order.task_id, harness=order.harness, model=order.model, prompt=order.prompt)
-        with Relay(places.socket) as relay:
-            harness = run(order, repo.path, task, relay.url, events, until - _reserve(order))
+        with Relay(places.socket, _MODEL_AWAY_S) as relay:
+            harness = work_with(order, places, task, relay, events, until - _reserve(order))
         result = _finish(order, places, repo, harness, until, before)
         events.add("result", status=result["status"], checks=[f"{c['name']}: {c['status']}" for c in result["checks"]])
     finally:
@@ -63,6 +63,12 @@ def _sweep(order: Order, places: Places, until: float) -> dict[str, object]:
     repo = _checkout(order, places.bundle_in, places.repo)
     found = project_checks.run_all(repo.path, order.checks, order.check_timeout_s, until)
     return {**_result(order, HarnessResult("completed"), "complete"), "checks": [c.wire() for c in found]}
+
+
+def _warm(order: Order, places: Places, until: float) -> dict[str, object]:
+    """For a snapshot that other sandboxes begin with: the base, checked out, and nothing that an agent could have made."""
+    _checkout(order, places.bundle_in, places.repo)
+    return _result(order, HarnessResult("completed"), "complete")
 
 
 def _salvage(order: Order, places: Places, until: float) -> dict[str, object]:
@@ -111,15 +117,24 @@ def _check(
     found = project_checks.run_all(repo.path, order.checks, order.check_timeout_s, until, before=before)
     return project_checks.against_base(
         found,
-        lambda: _checkout(order, places.bundle_in, places.base_repo).path,
+        lambda: _base_of(order, places),
         order.checks,
         order.check_timeout_s,
         until,
     )
 
 
+def _base_of(order: Order, places: Places) -> str:
+    """The base once more, without what was done to it. A bundle that builds on what is there would not do for it."""
+    if order.holds:
+        return Repo.beside(places.repo, places.base_repo, order.base).path
+    return _checkout(order, places.bundle_in, places.base_repo).path
+
+
 def _checkout(order: Order, bundle: str, path: str) -> Repo:
     author = (order.author_name, order.author_email)
+    if order.holds:
+        return Repo.from_snapshot(bundle, path, order.base, order.branch or "work", author)
     return Repo.from_bundle(bundle, path, order.base, order.branch or "work", author)
 
 
@@ -151,6 +166,7 @@ def _result(order: Order, harness: HarnessResult, status: str, said: Said | None
         "harnessStatus": harness.status,
         "error": harness.error[:2_000],
         "status": status,
+        "said": bool(said.status),
         "summary": said.summary or harness.error or "",
         "concerns": said.concerns,
         "suggestions": said.suggestions,

@@ -54,6 +54,7 @@ class ModelDouble:
         self.models = models
         self.requests: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
+        self.paths: list[str] = []
         self.released = threading.Event()
         self.lock = threading.Lock()
         self.url = ""
@@ -79,6 +80,7 @@ def serving(script: Callable[[dict[str, Any], int], Reply], models: list[str] | 
             with double.lock:
                 double.requests.append(request)
                 double.headers.append({k.lower(): v for k, v in self.headers.items()})
+                double.paths.append(self.path)
                 number = len(double.requests)
             reply = double.script(request, number)
             if reply.hang:

@@ -123,9 +123,10 @@ class TestSandbox:
         assert not list(home.sandboxes.iterdir())
 
     def test_a_setting_that_cannot_be_kept_is_to_do(self, home: Home) -> None:
-        (found,) = examine_sandbox(home, resolve({}, {"sandbox_cpu_cores": "2"}, {}, None, None))
+        flags = {"sandbox_isolation": "none", "sandbox_network": "allowlist"}
+        (found,) = examine_sandbox(home, resolve({}, flags, {}, None, None))
         assert found.standing is TO_DO
-        assert "SANDBOX_CPU_CORES=2.0 (command line) cannot be enforced" in found.what
+        assert "SANDBOX_NETWORK=allowlist (command line) cannot be enforced" in found.what
 
 
 class TestEndpoints:

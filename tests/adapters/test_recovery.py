@@ -269,7 +269,7 @@ def a_pipe(root: Path) -> None:
 
 
 def no_repository(root: Path) -> None:
-    shutil.rmtree(root / "work/repo/.git")
+    shutil.rmtree(root / "workspace/repo/.git")
 
 
 def a_strange_result(root: Path) -> None:
@@ -312,7 +312,7 @@ def test_sandboxes_of_another_version_or_repository_or_past_their_lifetime_are_o
     left = LocalProvider(build.home.sandboxes, Isolation.AUTO)
     mine = {"build": BUILD, "task": TASK}
     for tags in ({"contract": "0"}, {"base": "main"}, {"base": "f" * 40}, {"start": "e" * 40}, {"tokens": "-1"}):
-        left.create(SandboxSpec(name="left", tags={**mine, **begun, **tags}))
+        left.create(SandboxSpec(name=f"left {tags}", tags={**mine, **begun, **tags}))
     left.create(SandboxSpec(name="without", tags=mine))
     left.create(SandboxSpec(name="old", tags={**mine, **begun}, lifetime_s=-1))
     other = left.create(SandboxSpec(name="other", tags={"build": BUILD, "task": "r001-02", **begun}))

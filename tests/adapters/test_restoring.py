@@ -12,6 +12,7 @@ from longshot_dagster.adapters.home import Home
 from longshot_dagster.adapters.ledger import BuildLedger
 from longshot_dagster.adapters.mirror import Mirror
 from longshot_dagster.adapters.orchestrator import DOCUMENT, identity
+from longshot_dagster.adapters.providers import decided
 from longshot_dagster.adapters.restoring import Restoring, behind
 from longshot_dagster.adapters.settings import resolve
 from longshot_dagster.core.clock import SystemClock
@@ -328,7 +329,7 @@ def test_where_it_works_with_what_and_for_how_much_is_this_persons_word(pushed: 
     request |= {"rehearsal": True, "origins": {"max_workers": "command line"}}
     forged(pushed, request_json=json.dumps(request))
     made = elsewhere(pushed, max_workers=3).read(BUILD).request
-    mine = Settings(max_workers=3)
+    mine = decided(Settings(max_workers=3))
     taken = {n for n in DANGEROUS if getattr(made.settings, n) != getattr(mine, n)}
     assert taken == set() and not made.rehearsal
     assert (made.settings.check_test, made.settings.merge_strategy.value) == ("make test", "squash")

@@ -1,5 +1,6 @@
 """Local sandboxes: nothing gets out, nothing stays behind, and what cannot be promised is refused."""
 
+import itertools
 import json
 import os
 import socket
@@ -19,6 +20,7 @@ from longshot_dagster.core.errors import Cancelled, FileMissing, SandboxError, S
 from longshot_dagster.core.sandbox import SandboxSpec
 from longshot_dagster.core.settings import Isolation
 
+NUMBERS = itertools.count()
 ESCAPEES = "setsid -f sleep {0}; nohup sleep {0} >/dev/null 2>&1 & (sleep {0} & ) ; sleep {0}"
 
 
@@ -34,7 +36,7 @@ def confined(tmp_path: Path) -> LocalProvider:
 
 def spec(provider: LocalProvider, **more: object) -> SandboxSpec:
     network = "none" if "none" in provider.capabilities.network else "open"
-    return SandboxSpec(**{"name": "t", "network": network, **more})  # type: ignore[arg-type]
+    return SandboxSpec(**{"name": f"t{next(NUMBERS)}", "network": network, **more})  # type: ignore[arg-type]
 
 
 def sleepers(mark: str) -> bytes:
@@ -322,8 +324,13 @@ def test_a_deep_and_locked_tree_is_removed(provider: LocalProvider, tmp_path: Pa
 @pytest.mark.parametrize(
     "wish",
     [
-        {"cpu": 2.0},
-        {"memory_mb": 64},
+        {"gpu": "any"},
+        {"secrets": ("KEY",)},
+        {"image": "debian"},
+        {"image": "local:sn-000000000000"},
+        {"network": "allowlist"},
+        {"network": "allowlist", "hosts": ("127.0.0.1",)},
+        {"layers": {"/opt/tools": "/no/such/folder"}},
         {"sockets": {"/x/a.sock": "/y/b.sock"}},
         {"sockets": {"/x/a": f"/{'y' * 120}/a"}},
     ],
@@ -331,7 +338,7 @@ def test_a_deep_and_locked_tree_is_removed(provider: LocalProvider, tmp_path: Pa
 def test_what_cannot_be_enforced_is_refused(provider: LocalProvider, tmp_path: Path, wish: dict[str, object]) -> None:
     with pytest.raises(SandboxRefused):
         provider.create(spec(provider, **wish))
-    assert not (tmp_path / "sandboxes").exists()
+    assert not (tmp_path / "sandboxes").exists() or not list((tmp_path / "sandboxes").iterdir())
 
 
 def test_without_isolation_a_closed_network_is_refused(tmp_path: Path) -> None:

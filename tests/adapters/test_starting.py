@@ -1,5 +1,6 @@
 """Starting a build: refused before anything is written, paused when no model answers, the same build when asked twice."""
 
+import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from longshot_dagster.adapters.starting import new_build_name, start_build
 from longshot_dagster.core.clock import SystemClock
 from longshot_dagster.core.endpoints import Endpoint
 from longshot_dagster.core.errors import WrongUse
+from longshot_dagster.core.model_apis import Api
 from longshot_dagster.core.models import BuildPhase, BuildRequest
 from longshot_dagster.core.settings import Origin
 from longshot_dagster.core.usage import REHEARSAL_MODEL as MODEL
@@ -86,8 +88,12 @@ def test_started_again_it_is_the_same_build(home: Home, tmp_path: Path) -> None:
     [
         ("  ", {}, "the request is empty"),
         ("x" * 100_001, {}, "100,001 characters, at most 100,000"),
-        ("do it", {"sandbox_provider": "modal"}, "SANDBOX_PROVIDER=modal is not built yet"),
-        ("do it", {"sandbox_cpu_cores": 2}, r"SANDBOX_CPU_CORES=2.0 \(launch field\) cannot be enforced"),
+        ("do it", {"sandbox_provider": "modal"}, "SANDBOX_PROVIDER=modal needs MODAL_TOKEN_ID"),
+        (
+            "do it",
+            {"sandbox_isolation": "none", "sandbox_network": "none"},
+            r"SANDBOX_NETWORK=none \(launch field\) cannot be enforced",
+        ),
         ("do it", {"git_main_branch": "trunk"}, "no branch 'trunk'"),
     ],
 )
@@ -133,3 +139,42 @@ def test_names_of_builds_come_from_the_request_and_differ() -> None:
     one, two = new_build_name("Build a REST API!"), new_build_name("Build a REST API!")
     assert one.startswith("build-a-rest-api-")
     assert one != two
+
+
+def test_a_harness_whose_language_no_endpoint_speaks_is_refused_before_anything_is_written(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where, command = repository(tmp_path), tmp_path / "bin" / "codex"
+    command.parent.mkdir()
+    command.write_text("#!/bin/sh\n")
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", str(command.parent), prepend=":")
+    before = Gateway(home).status()["endpoints"][0]["host"]
+    try:
+        with ScriptedModel(Script()) as model:
+            Gateway(home).ensure((Endpoint(name="plain", url=model.base_url, apis=(Api.CHAT,)),))
+            with pytest.raises(WrongUse) as refused:
+                started(home, where, settings(harness="codex"), "b-codex")
+            assert model.log == []
+    finally:
+        Gateway(home).ensure((Endpoint(name="scripted", url=f"http://{before}/v1"),))
+    line = str(refused.value)
+    assert line.startswith("endpoint plain (127.0.0.1:")
+    assert "does not speak OpenAI responses, and HARNESS=codex speaks nothing else: choose another HARNESS" in line
+    assert "\n" not in line
+    assert not Ledger(home.builds).build("b-codex").exists()
+    assert started(home, where, settings(harness="codex"), "b-codex").settings.harness == "codex"
+
+
+def test_a_harness_that_is_not_there_is_refused_before_anything_is_written(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = repository(tmp_path)
+    git = shutil.which("git")
+    assert git
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "git").symlink_to(git)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    with pytest.raises(WrongUse, match=r"`longshot harnesses install claude-code`, or set HARNESS=auto$"):
+        started(home, where, settings(harness="claude-code"), "b-claude")
+    assert not Ledger(home.builds).build("b-claude").exists()

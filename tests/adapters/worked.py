@@ -56,13 +56,15 @@ class TestGateway:
         self.closed: list[str] = []
         self.gone = False
 
-    def open(self, build: str, key: str, budget: int, timeout_s: float | None = None) -> str:
+    def open(self, build: str, key: str, budget: int, timeout_s: float | None = None, model: str = "") -> str:
         if self.gone:
             raise ModelUnavailable("the gateway is gone")
         self.opened.append(key)
         return self.chat.path
 
-    def begin(self, build: str, key: str, budget: int, timeout_s: float | None = None) -> tuple[str, Usage]:
+    def begin(
+        self, build: str, key: str, budget: int, timeout_s: float | None = None, model: str = ""
+    ) -> tuple[str, Usage]:
         return self.open(build, key, budget, timeout_s), self.usage(build, key)
 
     def close(self, build: str, key: str) -> Usage | None:

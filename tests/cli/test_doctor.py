@@ -66,6 +66,7 @@ def test_everything_is_well_and_nothing_is_left(here: Path, capsys: pytest.Captu
         "port",
         "sandbox",
         "bubblewrap",
+        "agent",
         "endpoint",
         "repository",
     ]

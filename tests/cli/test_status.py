@@ -14,7 +14,7 @@ from longshot_dagster.cli.status import table
 from longshot_dagster.core.clock import SystemClock
 from longshot_dagster.core.findings import Standing
 from longshot_dagster.core.ids import ROOT, IterationKey
-from longshot_dagster.core.models import Plan, Task
+from longshot_dagster.core.models import Plan, Task, WorkerRun
 
 
 @pytest.fixture
@@ -50,6 +50,32 @@ def test_one_task_is_shown_alone(home: Path, capsys: pytest.CaptureFixture[str])
         assert main.run(["status", name]) == 0
         rows = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
         assert second.id in rows and first.id not in rows
+
+
+def test_of_one_task_it_says_where_it_was_worked_on_and_why(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ledger = a_build(home)
+    first, _ = plan(ledger, ROOT, 1, 2)
+    run = WorkerRun(
+        task=first.id,
+        provider="local",
+        harness="pi",
+        harness_status="completed",
+        base="a" * 40,
+        started_at=1,
+        ended_at=2,
+    )
+    moved = {
+        "sandbox": "local:sb-1",
+        "route": "modal rests for 12 s (quota)",
+        "tried": ("modal with pi: no sandbox: \x1b[31mquota",),
+    }
+    ledger.save_run(run.model_copy(update=moved))
+    assert main.run(["status", first.id]) == 0
+    shown = capsys.readouterr().out
+    assert "  before    modal with pi: no sandbox: " in shown and "\x1b" not in shown
+    assert "  worker    pi at local: completed (modal rests for 12 s (quota))" in shown
+    assert main.run(["logs", ledger.build]) == 0
+    assert f"{first.id} moved to local with pi; modal with pi: no sandbox:" in capsys.readouterr().out
 
 
 def test_a_damaged_document_is_said_in_status_logs_and_doctor(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -139,9 +139,13 @@ CASES = {
     "a provider that is none": Case(
         "SANDBOX_PROVIDER=moon (command line) is not one of", arguments=("--provider=moon",)
     ),
-    "a provider not yet built": Case("SANDBOX_PROVIDER=modal is not built yet", arguments=("--provider=modal",)),
+    "a provider without an account": Case(
+        "SANDBOX_PROVIDER=modal needs MODAL_TOKEN_ID", arguments=("--provider=modal",)
+    ),
     "a harness that is none": Case("HARNESS=vim (command line) is not one of", arguments=("--harness=vim",)),
-    "a limit nobody keeps": Case("cannot be enforced by local sandboxes", variables={"SANDBOX_MEMORY_MB": "512"}),
+    "a limit nobody keeps": Case(
+        "cannot be enforced by local sandboxes", variables={"SANDBOX_ISOLATION": "none", "SANDBOX_NETWORK": "none"}
+    ),
     "an endpoint without scheme": Case("LLM_BASE_URL is not a URL", variables={"LLM_BASE_URL": "llm.example"}),
     "endpoints that are no JSON": Case("LLM_ENDPOINTS is not JSON like", variables={"LLM_ENDPOINTS": f"[{SECRET}"}),
     "a key with a line break": Case("no key has", variables={"LLM_API_KEY": f"{SECRET}\nx"}),

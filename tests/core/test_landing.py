@@ -196,6 +196,25 @@ def test_forged_trailers_are_cut_in_any_spelling(line):
     assert not is_fit(f"Subject\n\n{line}\n")
 
 
+@pytest.mark.parametrize(
+    ("line", "becomes"),
+    [
+        ("Signed-off-by: A Person <person@example.com>", None),
+        ("co-authored-by: x", None),
+        ("skip-checks: true", None),
+        ("Done [skip ci]", "Done (ci)"),
+        ("[[skip ci]] [CI SKIP] [no-ci] [skip netlify] ***NO_CI***", "[(ci)] (ci) (ci) (ci) (ci)"),
+        ("Fixes #12, and closes: octo/cat#3", "Fixes  no. 12, and closes: octo/cat no. 3"),
+        ("resolves GH-7 https://example.com/issues/9", "resolves  no. 7 https://example.com/issues no. 9"),
+        ("Raises the price to 12 (see #3) [array of ints]", "Raises the price to 12 (see #3) [array of ints]"),
+    ],
+)
+def test_what_a_forge_would_act_on_is_not_said(line, becomes):
+    message = commit_message(f"Subject\n\n{line}", BUILD, "r001-01", "abc")
+    assert message.split("\n\n")[1:-1] == ([becomes] if becomes else [])
+    assert is_fit(f"Subject\n\n{line}\n") is (line == becomes)
+
+
 @pytest.mark.parametrize("text", ["", "\n\n", "Longshot-Task: x", "\x1b\x00"])
 def test_a_message_always_has_a_subject(text):
     assert commit_message(text, BUILD, "r001-01", "abc").split("\n\n")[-1].startswith("Longshot-Build")
@@ -211,8 +230,10 @@ def test_messages_are_plain_and_bounded():
 @pytest.mark.parametrize(
     ("name", "email", "becomes"),
     [
-        ("A Worker", "a@b.c", ("A Worker", "a@b.c")),
-        ("x\n<y>", "a>\nb", ("xy", "ab")),
+        ("A Worker", "a@b.invalid", ("A Worker", "a@b.invalid")),
+        ("x\n<y>", "a>\nb.invalid", ("xy", "ab.invalid")),
+        ("", "a@b.invalid", ("longshot worker", "a@b.invalid")),
+        ("A Person", "person@example.com", ("longshot worker", "worker@longshot.invalid")),
         ("", "", ("longshot worker", "worker@longshot.invalid")),
         (" .,;", "<>", ("longshot worker", "worker@longshot.invalid")),
     ],

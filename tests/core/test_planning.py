@@ -25,8 +25,9 @@ from longshot_dagster.core.models import (
     Task,
     TaskKind,
 )
+from longshot_dagster.core.needs import Needs
 from longshot_dagster.core.plan_reply import read_reply
-from longshot_dagster.core.planner_messages import RoundFacts, first_message, follow_up
+from longshot_dagster.core.planner_messages import RoundFacts, first_message, follow_up, own_task
 from longshot_dagster.core.planning import (
     Rules,
     TaskReport,
@@ -40,6 +41,7 @@ from longshot_dagster.core.settings import Settings
 
 BUILD = "toy-0001"
 ROOT_1 = IterationKey(BUILD, "root", 1)
+ROOT_2 = IterationKey(BUILD, "root", 2)
 TARGET = Target(repository="r", url="r", kind=TargetKind.REMOTE, base_branch="main", branch="main")
 REQUEST = BuildRequest(
     build=BUILD, request="Build a toy", target=TARGET, base="a" * 40, settings=Settings(), created_at=1.0
@@ -465,3 +467,27 @@ def test_a_round_of_nothing_but_exclusive_work_is_bounded():
     (said,) = objections(reply, Rules(ROOT_1)).soft
     assert said.startswith("25 tasks are exclusive, and only the first 20")
     assert sum(bool(t.exclusive) for t in plan_tasks(reply, ROOT_1, REQUEST)) == 20
+
+
+# --- needs -----------------------------------------------------------------------------------------------------------
+
+
+def test_needs_beyond_the_settings_are_said_to_the_planner_once():
+    reply = PlanReply(tasks=[planned(["a.py"]), planned(["b.py"], needs={"network": "open", "gpu": "A10"})])
+    (said,) = objections(reply, Rules(ROOT_1, settings=Settings())).soft
+    assert said == (
+        "tasks[1].needs: network open (SANDBOX_NETWORK=none), GPU A10 (SANDBOX_GPU=none) is more than this build allows; "
+        "plan it without, or leave it out"
+    )
+    allowed = Settings(sandbox_network="open", sandbox_gpu="a10")
+    assert objections(reply, Rules(ROOT_1, settings=allowed)) == objections(PlanReply(), Rules(ROOT_2))
+
+
+def test_a_task_and_what_redoes_it_need_the_same():
+    reply = PlanReply(tasks=[planned(["a.py"], needs={"tools": ["browser"]})])
+    (made,) = plan_tasks(reply, ROOT_1, REQUEST)
+    assert made.needs == Needs(tools=("browser",))
+    fix = conflict_fix(TaskReport(made), {}, IterationKey(BUILD, "fix", 1), REQUEST, 1)
+    assert fix.needs == made.needs
+    assert "Needs, to be repeated for the parts that have them: browser" in own_task(made)
+    assert "Needs" not in own_task(task())

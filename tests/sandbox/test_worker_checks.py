@@ -166,11 +166,13 @@ HANDOFF = '{"status": "blocked", "summary": "s", "concerns": ["c", 3, ""], "sugg
         (HANDOFF, Said("blocked", "s", ["c", "3"], ["one"])),
         (f"Here:\n```json\n{HANDOFF}\n```\nBye {{}}", Said("blocked", "s", ["c", "3"], ["one"])),
         ('{"status": "great"}', Said(summary='{"status": "great"}')),
+        ('{"status": " Completed ", "summary": "s"}', Said("complete", "s")),
+        ('{"status": ["complete"]}', Said(summary='{"status": ["complete"]}')),
         ("just prose {", Said(summary="just prose {")),
         ("{" * 5_000, Said(summary="{" * 5_000)),
         ('{"status": "complete", "summary": "\\ud800"}', Said("complete", "?")),
     ],
-    ids=["bare", "fenced", "unknown-status", "prose", "braces", "surrogate"],
+    ids=["bare", "fenced", "unknown-status", "other-word", "no-word", "prose", "braces", "surrogate"],
 )
 def test_a_final_message_is_read(text: str, expected: Said) -> None:
     assert read_final(text) == expected

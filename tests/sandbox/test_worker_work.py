@@ -39,13 +39,13 @@ def carried_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         git(origin, "bundle", "create", "-q", places.bundle_in, "refs/heads/base")
         prompts = []
 
-        def scripted(order: Order, repo: str, task: str, *_: object) -> HarnessResult:
+        def scripted(order: Order, places: Places, task: str, *_: object) -> HarnessResult:
             prompts.append(task)
             for name, text in agent.items():
-                Path(repo, name).write_text(text)
+                Path(places.repo, name).write_text(text)
             return HarnessResult("completed", final='{"status": "complete", "summary": "done"}')
 
-        monkeypatch.setitem(work._HARNESSES, "builtin", scripted)
+        monkeypatch.setattr(work, "work_with", scripted)
         checks = {"compile": "none"}
         work.carry_out(Order("r001-01", first, 120, start=start, prompt="Do it.", checks=checks), places)
         result = json.loads(Path(places.result).read_text())
