@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 
+from longshot_dagster.adapters.fleet import Member
 from longshot_dagster.adapters.home import Home
 from longshot_dagster.adapters.processes import start_time
 from longshot_dagster.core.sandbox import Capabilities, Sandbox, SandboxInfo, SandboxProvider, SandboxSpec
@@ -19,25 +20,32 @@ class Held:
     """The same provider; what it creates says whose it is."""
 
     def __init__(self, provider: SandboxProvider, home: Home) -> None:
-        self._provider = provider
+        self.provider = provider
         self._home = home
 
     @property
     def name(self) -> str:
-        return self._provider.name
+        return self.provider.name
 
     @property
     def capabilities(self) -> Capabilities:
-        return self._provider.capabilities
+        return self.provider.capabilities
 
     def create(self, spec: SandboxSpec) -> Sandbox:
-        return self._provider.create(replace(spec, tags={**spec.tags, **_mine(self._home)}))
+        return self.provider.create(replace(spec, tags={**spec.tags, **_mine(self._home)}))
 
     def attach(self, sandbox_id: str) -> Sandbox:
-        return self._provider.attach(sandbox_id)
+        return self.provider.attach(sandbox_id)
 
     def list(self, tags: Mapping[str, str]) -> list[SandboxInfo]:
-        return self._provider.list(tags)
+        return self.provider.list(tags)
+
+
+def bare(provider: SandboxProvider) -> SandboxProvider:
+    """The one that somebody has written, for what only some of them can do besides."""
+    while isinstance(provider, Held | Member):
+        provider = provider.provider
+    return provider
 
 
 def _identity(home: Home) -> str:

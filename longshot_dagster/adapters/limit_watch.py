@@ -1,4 +1,4 @@
-"""What a running command of a local sandbox may use and no kernel limit holds: looked at every half second, and ended when
+"""What a running command of a local sandbox may use and no kernel limit holds: looked at four times a second, and ended when
 it is too much. One thread looks for all commands of this process, and is there only while there are any.
 
 Memory and processes are looked at where control groups cannot be had, used space always. What is looked at can be exceeded

@@ -15,6 +15,7 @@ from longshot_dagster.adapters.holding import Held
 from longshot_dagster.adapters.home import Home
 from longshot_dagster.adapters.installed_providers import MakeProvider, load_provider
 from longshot_dagster.adapters.modal_sdk import has_credentials
+from longshot_dagster.adapters.model_relay import check_reachable
 from longshot_dagster.adapters.sandbox_local import LocalProvider
 from longshot_dagster.core.clock import SystemClock
 from longshot_dagster.core.errors import SandboxRefused, WrongUse
@@ -81,6 +82,7 @@ def _made(name: str, settings: Settings, origins: Mapping[str, Origin], home: Ho
         provider = load_provider(name)(settings, home.sandboxes)
     try:
         able = provider.capabilities
+        check_reachable(name, able)
     except SandboxRefused as e:
         raise WrongUse(str(e)) from e
     if settings.readable_folders and not able.layers:

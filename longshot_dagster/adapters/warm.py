@@ -17,7 +17,7 @@ from typing import Protocol, runtime_checkable
 
 from longshot_dagster.adapters.documents import write_atomically
 from longshot_dagster.adapters.exclusive import claim
-from longshot_dagster.adapters.fleet import Member
+from longshot_dagster.adapters.holding import bare
 from longshot_dagster.adapters.order_run import carry_out, sandbox_for
 from longshot_dagster.core import contract
 from longshot_dagster.core.clock import Clock
@@ -168,7 +168,7 @@ class WarmStarts:
         write_atomically(self._folder / f"{provider.name}.json", data)
 
     def _forget(self, provider: SandboxProvider, old: list[Snapshot]) -> None:
-        forgetting = provider.provider if isinstance(provider, Member) else provider
+        forgetting = bare(provider)
         if isinstance(forgetting, ForgetsSnapshots):
             for snapshot in old:
                 with contextlib.suppress(SandboxError, OSError):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from longshot_dagster.adapters import settings
+from longshot_dagster.adapters.holding import bare
 from longshot_dagster.adapters.home import Home
 from longshot_dagster.adapters.providers import make_provider
 from longshot_dagster.core.errors import WrongUse
@@ -49,7 +50,7 @@ def test_a_provider_of_an_installed_package_is_chosen_by_its_name_in_any_case(tm
     resolved = settings.resolve({}, {"sandbox_provider": "cloud"}, {}, None, None)
     provider, note = make_provider(resolved.settings, resolved.origins, Home(tmp_path))
     assert (provider.name, note) == ("cloud", "cloud sandboxes (an installed package brings them)")
-    assert provider.folder == Home(tmp_path).sandboxes  # type: ignore[attr-defined]
+    assert bare(provider).folder == Home(tmp_path).sandboxes  # type: ignore[attr-defined]
 
 
 def test_what_nobody_brings_is_refused_with_the_names_there_are() -> None:
