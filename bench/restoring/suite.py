@@ -11,7 +11,7 @@ from longshot_dagster.adapters.sandbox_local import LocalProvider
 from longshot_dagster.core.display import display
 from longshot_dagster.core.sandbox import SandboxSpec
 
-_RESULT = "/work/result.xml"
+_RESULT = "/workspace/result.xml"
 _MAX_RESULT = 64 << 20
 
 
@@ -48,7 +48,7 @@ def run(provider: LocalProvider, repository: Path, check: str, readable: Sequenc
     try:
         # Where the sandbox says it is: without isolation its paths lie below a folder of the host.
         where = "" if able.isolation != "none" else str(sandbox.root)
-        sandbox.write("/work/suite.bundle", bundle.read_bytes())
+        sandbox.write("/workspace/suite.bundle", bundle.read_bytes())
         script = f"git clone -q -b main suite.bundle repo && cd repo && {check} --junit-xml={where}{_RESULT}"
         ran = sandbox.exec(["bash", "-c", script], timeout_s=seconds, keep_bytes=20_000)
         said = display((ran.stdout + ran.stderr).decode("utf-8", "replace"), "plain", 20_000)

@@ -32,7 +32,10 @@ class Held:
         return self.provider.capabilities
 
     def create(self, spec: SandboxSpec) -> Sandbox:
-        return self.provider.create(replace(spec, tags={**spec.tags, **_mine(self._home)}))
+        mine = {HOLDER: f"{os.getpid()}.{start_time(os.getpid()) or ''}"}  # asked each time: runs are forks
+        if "build" in spec.tags:  # what a look at a home makes, such as doctor's, leaves nothing there
+            mine[HOME] = _identity(self._home)
+        return self.provider.create(replace(spec, tags={**spec.tags, **mine}))
 
     def attach(self, sandbox_id: str) -> Sandbox:
         return self.provider.attach(sandbox_id)
@@ -63,8 +66,3 @@ def is_held(tags: Mapping[str, str]) -> bool:
     """Does the process that made it live? Only asked of what is ours: so the process is one of this machine."""
     pid, _, started = tags.get(HOLDER, "").partition(".")
     return pid.isdigit() and bool(started) and start_time(int(pid)) == started
-
-
-def _mine(home: Home) -> dict[str, str]:
-    pid = os.getpid()  # asked each time: runs are forks
-    return {HOME: _identity(home), HOLDER: f"{pid}.{start_time(pid) or ''}"}
