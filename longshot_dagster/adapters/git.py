@@ -5,7 +5,6 @@ Two kinds of commands. Local ones work on our own bare mirrors and read no confi
 """
 
 import contextlib
-import fcntl
 import functools
 import os
 import re
@@ -127,14 +126,14 @@ class Git:
         Raises RepositoryError, one line, for an exit code not in `ok`, at the timeout, or when git is not installed.
         """
         timeout_s = timeout_s or (NETWORK_TIMEOUT_S if self.network else LOCAL_TIMEOUT_S)
-        with self._place(), _given(stdin) as given, _complaints() as errors:
+        with self._place(), _given(stdin) as given, tempfile.TemporaryFile() as errors:
             process = self._start(args, given, into or subprocess.PIPE, errors, env)
             with process, _deadline(process, timeout_s) as expired:
                 _limit(process, limits)
                 out, truncated = _read(process, keep)
                 code = process.wait()
-            errors.seek(0)
-            err = errors.read(64 << 10).decode("utf-8", "replace")
+            # Not by seeking: the position is shared with git's helpers, which may outlive it by a moment and still complain.
+            err = os.pread(errors.fileno(), 64 << 10, 0).decode("utf-8", "replace")
         ran = Ran(code, out, err, truncated)
         if expired.is_set():
             raise RepositoryError(f"git {_verb(args)} did not end within {timeout_s:g} seconds")
@@ -232,14 +231,6 @@ def objects(directory: Path) -> "Iterator[git.Repo]":
         yield repo
     finally:
         repo.close()
-
-
-@contextlib.contextmanager
-def _complaints() -> Iterator[IO[bytes]]:
-    """Where git and its helpers say what went wrong: each at the end, because not every kernel makes a place for each."""
-    with tempfile.TemporaryFile() as file:
-        fcntl.fcntl(file, fcntl.F_SETFL, fcntl.fcntl(file, fcntl.F_GETFL) | os.O_APPEND)
-        yield file
 
 
 @contextlib.contextmanager

@@ -145,8 +145,8 @@ class _Talk:
     def _complaint(self) -> str:
         from longshot_dagster.adapters.git import reason
 
-        self._errors.seek(0)
-        return reason(self._errors.read(_CHUNK).decode("utf-8", "replace")) or "it ended before it had answered"
+        said = os.pread(self._errors.fileno(), _CHUNK, 0)  # its helpers may still write, at the position they share
+        return reason(said.decode("utf-8", "replace")) or "it ended before it had answered"
 
 
 def _end(process: "subprocess.Popen[bytes]", errors: IO[bytes], owner: int) -> None:
