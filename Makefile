@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-modal test test-harnesses lint types walls pytest up down docs clean
+.PHONY: help demo demo-modal test test-harnesses test-docker lint types walls pytest up down docs clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +62,9 @@ pytest: $(STAMP) ## the tests alone; TESTS='tests/core -k name' some of them
 
 test-harnesses: $(STAMP) ## Pi, OpenCode, Codex and Claude Code for real, against the scripted model; npm installs 1.5 GB once
 	@LONGSHOT_HARNESSES=$${LONGSHOT_HARNESSES:-$(CURDIR)/.harnesses} $(BIN)/pytest -n 2 --timeout=500 tests/harnesses
+
+test-docker: $(STAMP) ## the sandboxes' contract on a container engine of its own (root)
+	@CONTRACT_SANDBOXES=docker tests/contract/with_engine $(BIN)/pytest tests/contract/test_sandboxes.py
 
 docs: $(STAMP) ## write docs/settings.md and .env.example anew, after a setting has changed
 	@$(BIN)/python -c 'from pathlib import Path; from longshot_dagster.adapters import settings_pages as p; \
