@@ -30,7 +30,7 @@ def sandboxes(reap: bool, as_json: bool) -> int:
     if as_json:
         _echo_json(found, reaped, orphanage.unreachable)
     else:
-        _show(found)
+        _show(found, whole=not orphanage.unreachable)
         if reap:
             _show_reaped(reaped)
         elif any(f.fate in (Fate.ORPHAN, Fate.HOLDS_WORK) for f in found):
@@ -40,9 +40,9 @@ def sandboxes(reap: bool, as_json: bool) -> int:
     return 1 if orphanage.unreachable or reaped.left else 0
 
 
-def _show(found: Sequence[Found]) -> None:
+def _show(found: Sequence[Found], *, whole: bool) -> None:
     if not found:
-        say("no sandbox is alive")
+        say("no sandbox is alive" if whole else "none was found where it was possible to look")
     now = SystemClock().now()
     for one in found[:_SHOWN]:
         whose = one_line(task_partition(one.build, one.task) if one.task else one.build or "-", 120)
