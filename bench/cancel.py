@@ -1,6 +1,6 @@
 """The cancel bench: how soon every worker hears that its build is cancelled, and how soon nothing of it is left.
 
-    python bench/cancel.py [--workers 20] [--sandboxes local|fleet] [--how ui|interrupt] [--keep]
+    python bench/cancel.py [--workers 20] [--sandboxes local|fleet] [--how ui|interrupt|kill] [--keep]
 
 bench/README.md says what happens and what the last line, one JSON object, means. Exit code 1: something was left behind.
 """
@@ -26,7 +26,7 @@ from fleeting import wire
 from fleeting.endpoint import FleetModel, path_of
 from fleeting.sandboxes import FleetProvider, installed_as_a_package
 
-from longshot_dagster.adapters import stack
+from longshot_dagster.adapters import processes, stack
 from longshot_dagster.core.errors import LongshotError
 from longshot_dagster.core.usage import REHEARSAL_MODEL
 from longshot_dagster.testing.answers import Answer, Asked, play
@@ -108,9 +108,15 @@ def bench(sandboxes: str, workers: int, how: str, folder: Path) -> dict[str, Any
 
 
 def _cancel(installation: Installation, command: "subprocess.Popen[bytes]", how: str) -> None:
-    """As the UI's button does it, or Ctrl-C of the command that follows the build."""
+    """As the UI's button does it, by Ctrl-C of the command that follows the build, or with SIGKILL for everything and a sweep."""
     if how == "interrupt":
         command.send_signal(signal.SIGINT)
+        return
+    if how == "kill":
+        processes.kill(processes.carrying("LONGSHOT_HOME", str(installation.home.root)))
+        swept = installation.command("sandboxes", "--reap")
+        if swept.wait(180):
+            raise LongshotError("the sweep after the kill did not end well")
         return
     info = stack.running(installation.home)
     if info is None:
@@ -185,7 +191,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--workers", type=int, default=20, metavar="N", help="that are cancelled (default 20)")
     parser.add_argument("--sandboxes", choices=("local", "fleet"), default="local")
-    parser.add_argument("--how", choices=("ui", "interrupt"), default="ui")
+    parser.add_argument("--how", choices=("ui", "interrupt", "kill"), default="ui")
     parser.add_argument("--keep", action="store_true", help="keep the folder with everything in it")
     return parser
 
