@@ -117,7 +117,7 @@ def test_a_model_that_does_not_answer_ends_the_run_with_its_reason(
 
 def test_nothing_behind_the_relay_is_a_model_error(tmp_path: Path) -> None:
     with Relay(str(tmp_path / "nobody.sock")) as relay, pytest.raises(chat.ModelError) as failure:
-        chat.Chat(relay.url, time.monotonic() + 5, 5, (0.0,), away_s=0, model="m").ask([])
+        chat.Chat(relay.url, time.monotonic() + 60, 60, (0.0,), away_s=0, model="m").ask([])
     assert failure.value.kind == "llm_error"
 
 

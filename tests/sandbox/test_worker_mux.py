@@ -154,7 +154,7 @@ def test_a_later_one_takes_the_path_over(path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_it_ends_when_nobody_is_heard_any_more(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mux, "_SILENCE_S", 1.0)
+    monkeypatch.setattr(mux, "_SILENCE_S", 2.5)
     one = Served(path)
     one.take(Kind.ALIVE)
     with connected(path) as client:
