@@ -19,7 +19,7 @@ from typing import Any, cast
 from longshot_dagster.core.display import one_line
 from longshot_dagster.core.errors import FileMissing, SandboxError, SandboxGone, SandboxRefused, TooLarge
 
-MISSING = "Docker's SDK is not installed; pip install 'longshot-dagster[docker]'"
+MISSING = "Docker's SDK is not installed beside Longshot: pip install docker, or pipx inject longshot-dagster docker"
 _DEFAULT_HOST = "unix:///var/run/docker.sock"
 _TIMEOUT_S = 120
 _SLOW_S = 1_800  # a pull, or a commit of much

@@ -101,10 +101,9 @@ def _with_library(name: Provider) -> MakeProvider:
     module, maker, library = _WITH_LIBRARY[name]
     if find_spec(library) is None:
         raise WrongUse(
-            f"SANDBOX_PROVIDER={name} needs the package {library}: pip install 'longshot-dagster[{name.value}]'"
+            f"SANDBOX_PROVIDER={name} needs the package {library} beside Longshot: "
+            f"pip install {library}, or pipx inject longshot-dagster {library}"
         )
-    if find_spec(module) is None:
-        raise WrongUse(f"SANDBOX_PROVIDER={name} is not built yet; use SANDBOX_PROVIDER=local")
     make = cast(MakeProvider, getattr(import_module(module), maker))
 
     def made(settings: Settings, folder: Path) -> SandboxProvider:

@@ -40,7 +40,7 @@ from longshot_dagster.core.sandbox import WORKDIR, Capabilities, ExecResult, San
 from longshot_dagster.core.settings import Settings
 
 DEFAULT_TEMPLATE = "longshot-worker"
-MISSING = "E2B's SDK is not installed; pip install 'longshot-dagster[e2b]'"
+MISSING = "E2B's SDK is not installed beside Longshot: pip install e2b, or pipx inject longshot-dagster e2b"
 _PREFIX = "e2b:"
 _DAY_S = 86_400
 _POLL_S = 0.2

@@ -81,10 +81,11 @@ class Undoing:
         landings = [o for t in tasks if (o := self._ledger.landing(t)) and o.state is LandingState.LANDED]
         for outcome in sorted(landings, key=lambda o: past.places.get(o.commits[-1], -1)):
             batch.outcomes[outcome.task] = self._undo(outcome, batch, past)
-        now = self._clock.now()
-        if self._locks and (made := self._locks.made_anew(self._mirror.git, batch.head, batch.outcomes, now)):
-            batch.head = made.head
-            batch.outcomes |= made.outcomes
+        if self._locks and batch.head != remote.head:
+            made = self._locks.made_anew(self._mirror.git, batch.head, batch.outcomes, self._clock.now())
+            if made is not None:
+                batch.head = made.head
+                batch.outcomes |= made.outcomes
         report = self._retold(self._landings() | batch.outcomes, batch.head)
         if report is not None:
             batch.documents["report.json"] = report

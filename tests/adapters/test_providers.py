@@ -58,7 +58,7 @@ def test_a_provider_whose_library_is_missing_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(providers, "find_spec", lambda name: None)
-    with pytest.raises(WrongUse, match=r"needs the package e2b: pip install 'longshot-dagster\[e2b\]'"):
+    with pytest.raises(WrongUse, match=r"needs the package e2b beside Longshot: pip install e2b"):
         make_provider(Settings(sandbox_provider=Provider.E2B), {}, Home(tmp_path))
 
 

@@ -32,7 +32,7 @@ def test_without_a_key_or_the_sdk_there_is_one_line(tmp_path: Path, monkeypatch:
     with pytest.raises(SandboxRefused, match=r"^SANDBOX_PROVIDER=e2b needs E2B_API_KEY; .*local$"):
         E2BProvider(Settings(), tmp_path)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(SandboxRefused, match=r"pip install 'longshot-dagster\[e2b\]'$"):
+    with pytest.raises(SandboxRefused, match=r"pip install e2b, or pipx inject longshot-dagster e2b$"):
         E2BProvider(Settings(), tmp_path)
 
 
