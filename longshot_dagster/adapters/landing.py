@@ -38,7 +38,8 @@ _REFUSED_ALONE = 3  # pushes of one task each, none taken: the target takes noth
 class LandingQueue:
     """Lands one build's tasks. Any number of threads and processes may hold one; they meet in the ledger and the mirror.
 
-    `gather_s`: batches of this queue begin at least so many seconds apart; the first of a quiet time never waits.
+    `gathering_s`: batches of this queue begin at least so many seconds apart, given how many tasks are at work; the
+    first of a quiet time never waits.
     `locks` makes lock files anew; without it they stay as they are.
     """
 
@@ -48,10 +49,10 @@ class LandingQueue:
         request: BuildRequest,
         mirror: Mirror,
         clock: Clock,
-        gather_s: float = 0.0,
+        gathering_s: Callable[[int], float] = lambda at_work: 0.0,
         locks: LockFiles | None = None,
     ) -> None:
-        self.gather_s = gather_s
+        self._gathering_s = gathering_s
         self._began: float | None = None  # the last batch of this queue, monotonic
         self.ledger = ledger
         self.request = request
@@ -202,11 +203,12 @@ class LandingQueue:
             return queued
 
     def _gather(self) -> None:
-        """Wait until `gather_s` after the last batch began: one push then lands what many workers hand in meanwhile."""
+        """Wait until `gathering_s` after the last batch began: one push then lands what many workers hand in meanwhile."""
         if self._began is not None:
-            since = self.clock.monotonic() - self._began
-            if 0 <= since < self.gather_s:
-                self.clock.sleep(self.gather_s - since)
+            at_work = min(self._standings.unfinished, self.request.settings.max_workers)
+            since, apart = self.clock.monotonic() - self._began, self._gathering_s(at_work)
+            if 0 <= since < apart:
+                self.clock.sleep(apart - since)
 
     def _settle(self, task: str) -> LandingOutcome:
         """Under the mirror's lock: whoever came before may have landed it."""
@@ -220,8 +222,9 @@ class LandingQueue:
         raise LedgerError(f"task {task} was queued to land, but its documents are not in the ledger")
 
     def _land_queued(self) -> dict[str, RepositoryError]:
-        """Rounds of read, merge, push until everything queued now has landed; returns what kept single tasks queued.
+        """Rounds of read, merge, push until what is queued now has landed; returns what kept single tasks queued.
 
+        What is queued meanwhile is for the next batch, which gathers.
         Each race that is lost halves the next batch: it is merged in half the time, and even where somebody pushes
         without pause the queue gets on. So does each batch that the target refuses, until it is known what it refuses.
         """
@@ -229,8 +232,11 @@ class LandingQueue:
         errors: dict[str, RepositoryError] = {}
         refused: dict[str, PushRefused] = {}
         lost, halved, taken = 0, 0, False
+        given: set[str] | None = None
         while lost < MAX_ROUNDS:
             entries = [e for e in self._queued() if e.task.id not in errors and e.task.id not in refused]
+            given = {e.task.id for e in entries} if given is None else given
+            entries = [e for e in entries if e.task.id in given]
             share = entries[: max(1, len(entries) >> (lost + halved))]
             if not share:
                 break

@@ -19,6 +19,7 @@ class Standings:
         self._planned: dict[str, Task] = {}
         self._landed: dict[str, LandingOutcome] = {}
         self._gists: Mapping[str, TaskGist] = {}
+        self.unfinished = 0  # tasks that were not handed in yet when `to_land` was last asked
 
     def given(self, task: Task) -> None:
         """`task` is worked on, whether a plan names it or not."""
@@ -55,6 +56,7 @@ class Standings:
         names = {
             t for t, gist in self._gists.items() if gist.landing is LandingState.QUEUED
         } | self._waiting.copy().keys()
+        self.unfinished = sum(t not in self._gists or self._gists[t].handoff is None for t in tasks)
         found = []
         for task in (tasks[name] for name in names if name in tasks):
             landing = self.ledger.landing(task.id)

@@ -19,6 +19,7 @@ from longshot_dagster.adapters.home import Home
 from longshot_dagster.core.lifecycle import BuildView, opens_work
 
 LOOK_EVERY_S = 1.0  # a look reads the whole build, and handoffs may come many a second
+_PAUSES = 50  # times as long as a look took: a build of ten thousand tasks is looked at for a fiftieth of the time
 _POLL_S = 0.5
 _STILL_S = 1.0
 
@@ -63,10 +64,11 @@ class Lookout:
                     self._looking = False
                     return
                 self._changed = False
+            began = time.thread_time()
             with contextlib.suppress(Exception):  # a ledger that cannot be read: the sensors say so
                 if opens_work(self._view()):
                     wake(self._home)
-            time.sleep(self._every_s)
+            time.sleep(max(self._every_s, _PAUSES * (time.thread_time() - began)))
 
 
 class Listening:

@@ -36,7 +36,7 @@ from longshot_dagster.core.sandbox import Sandbox, SandboxInfo, SandboxProvider
 from longshot_dagster.core.working import Beginning, cancelled_handoff, harness_named, work_order
 
 _WAIT_S = 0.2
-_BASE_AGE_S = 1.0  # workers that start together share one look at main
+_BASE_AGE_S = 3.0  # workers that start together share one look at main
 _LOOK_S = 5.0  # for a worker whose time is over, but who may have finished in it
 
 

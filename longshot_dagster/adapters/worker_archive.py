@@ -2,6 +2,7 @@
 
 import functools
 import io
+import threading
 import zipfile
 
 from longshot_dagster.adapters.installed_harnesses import BroughtHarness, brought_harness
@@ -13,12 +14,20 @@ _ENTRY = "import sys\n\nfrom longshot_worker.__main__ import main\n\nsys.exit(ma
 _BROUGHT = "longshot_worker/harness/brought"
 
 
-@functools.cache
+_guard = threading.Lock()  # two hundred workers that start at once would each pack it
+
+
 def worker_archive(harness: str = "builtin") -> bytes:
     """For `python3 -I worker.pyz`; about 60 kB. A harness that an installed package brings is in it.
 
     Raises WrongUse when that cannot travel.
     """
+    with _guard:
+        return _packed(harness)
+
+
+@functools.cache
+def _packed(harness: str) -> bytes:
     folder = shipped("sandbox/longshot_worker")
     sources = {
         f"longshot_worker/{p.relative_to(folder).as_posix()}": p.read_bytes() for p in sorted(folder.rglob("*.py"))

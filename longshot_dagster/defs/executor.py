@@ -57,7 +57,7 @@ from longshot_dagster.defs.run_context import share
 __all__ = ["cancellation", "keep_apart", "prioritise", "threaded_executor"]
 
 _POLL_S = 0.25
-_MAX_CONCURRENT = 256
+_MAX_CONCURRENT = 2_048  # a thousand workers, and as many branches that wait to land
 
 _cancellations: dict[str, threading.Event] = {}
 _cancellations_guard = threading.Lock()

@@ -98,7 +98,8 @@ def make_plan(
             merge_again(context, tools, key)
             planned = tools.planner.plan(key, repo_state, view_to_plan_from(tools, key))
             plan = tools.ledger.freeze_plan(key, planned.model_copy(update={"planned_at": tools.clock.now()}))
-            if refused := tools.landing.checkpoint():
+            # An empty one goes with what lands next, or with the next heartbeat.
+            if plan.tasks and (refused := tools.landing.checkpoint()):
                 context.log.warning(f"the checkpoint stays local: {refused}")
     keys = [ids.task_partition(key.build, task.id) for task in plan.tasks]
     context.instance.add_dynamic_partitions(str(partitions.tasks.name), keys)

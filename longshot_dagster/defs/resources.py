@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from longshot_dagster.adapters.worker import WorkerRunner
     from longshot_dagster.core.sandbox import SandboxProvider
 
-# With two hundred workers, one push a second lands what they hand in.
-GATHER_S = 1.0
-
 T = TypeVar("T")
 
 
@@ -113,10 +110,11 @@ class BuildTools:
     def landing(self) -> "LandingQueue":
         from longshot_dagster.adapters.landing import LandingQueue
         from longshot_dagster.adapters.lock_files import LockFiles
+        from longshot_dagster.core.landing import gathering_s
 
         def make() -> "LandingQueue":
             locks = LockFiles(lambda: self.provider, self.request)
-            return LandingQueue(self.ledger, self.request, self.mirror, self.clock, GATHER_S, locks)
+            return LandingQueue(self.ledger, self.request, self.mirror, self.clock, gathering_s, locks)
 
         return self._once("landing", make)
 

@@ -47,7 +47,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
     package.mkdir()
     (package / "__init__.py").write_text("raise SystemExit('it is imported outside of a sandbox')\n")
     monkeypatch.syspath_prepend(str(site))
-    worker_archive.worker_archive.cache_clear()
+    worker_archive._packed.cache_clear()
 
     def install(source: str = _MODULE, value: str = "agents_of_theirs.agent:Theirs", *more: str) -> None:
         (package / "agent.py").write_text(source, encoding="utf-8")

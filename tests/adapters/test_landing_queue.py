@@ -14,10 +14,12 @@ from repositories import BUILD, World, bare, commit_on, files_at, git, trailers
 from longshot_dagster.adapters.branch import commit
 from longshot_dagster.adapters.landed import already_landed
 from longshot_dagster.adapters.landing import LandingQueue
+from longshot_dagster.adapters.mirror import Mirror
 from longshot_dagster.adapters.object_store import Entry, graft, tree_of
 from longshot_dagster.adapters.object_store import write as write_object
 from longshot_dagster.core.clock import SystemClock
 from longshot_dagster.core.errors import RepositoryError, WrongUse
+from longshot_dagster.core.landing import gathering_s
 from longshot_dagster.core.landing_records import ConcernKind, LandingState
 from longshot_dagster.core.models import (
     CheckName,
@@ -570,7 +572,7 @@ def test_under_load_a_batch_waits_for_what_comes_meanwhile_and_after_a_quiet_tim
             self.slept, self.at = (*self.slept, round(seconds, 3)), self.at + seconds
 
     clock, base = Slept(), world.mirror.fetch()
-    queue = LandingQueue(world.ledger, world.request, world.mirror, clock, gather_s=1.0)
+    queue = LandingQueue(world.ledger, world.request, world.mirror, clock, gathering_s=gathering_s)
     tasks = [world.task(f"r001-0{n}", (f"{n}.py",)) for n in range(3)]
     world.plan(*tasks)
     for n, (task, passed, slept) in enumerate(zip(tasks, (0.0, 0.25, 5.0), ((), (0.75,), (0.75,)), strict=True)):
@@ -579,3 +581,23 @@ def test_under_load_a_batch_waits_for_what_comes_meanwhile_and_after_a_quiet_tim
         assert queue.land(task).state is LandingState.LANDED
         assert clock.slept == slept
     assert queue.land(tasks[0]).state is LandingState.LANDED and clock.slept == (0.75,)
+
+
+def test_what_is_queued_while_a_batch_lands_is_left_for_the_next_one(world):
+    class Handed(Mirror):
+        def push(self, updates):
+            if queue.ledger.landing("r001-02") is None:
+                queue._enqueue(tasks[2])
+            return super().push(updates)
+
+    base, mirror = world.mirror.fetch(), Handed(world.home, world.request.target)
+    queue = LandingQueue(world.ledger, world.request, mirror, SystemClock())
+    tasks = [world.task(f"r001-0{n}", (f"{n}.py",)) for n in range(3)]
+    world.plan(*tasks)
+    for n, task in enumerate(tasks):
+        world.worked(task, {f"{n}.py": "1\n"}, base=base)
+    queue._enqueue(tasks[0])
+    assert queue.land(tasks[1]).state is LandingState.LANDED
+    states = [queue.ledger.landing(task.id).state for task in tasks]
+    assert states == [LandingState.LANDED, LandingState.LANDED, LandingState.QUEUED]
+    assert queue.land(tasks[2]).state is LandingState.LANDED

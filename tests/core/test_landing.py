@@ -35,6 +35,10 @@ def kept(path: str, scope: tuple[str, ...] = ("src/",), owners: Ownership = NOBO
     return "claimed" if parts.claimed else parts.concerns[0].kind.value
 
 
+def test_the_more_are_at_work_the_more_a_batch_waits_for():
+    assert [landing.gathering_s(n) for n in (0, 1, 25, 50, 100, 200, 1_000)] == [1.0, 1.0, 1.0, 2.0, 4.0, 8.0, 8.0]
+
+
 @pytest.mark.parametrize(
     ("path", "scope", "becomes"),
     [
