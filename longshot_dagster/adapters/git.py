@@ -88,9 +88,10 @@ class Git:
         self.directory = directory
         self.network = network
         self.trees: dict[str, str] = {}  # commit -> its tree, of those that have been looked at
-        self.sizes: dict[str, int] = {}  # object -> bytes; `object_store` keeps these five, none of which can change
+        self.sizes: dict[str, int] = {}  # object -> bytes; `object_store` keeps these six, none of which can change
         self.compared: dict[tuple[str, str], bytes] = {}  # two trees -> what differs
         self.contents: dict[str, bytes] = {}  # blob -> what it holds
+        self.kept: dict[str, tuple[str, bytes]] = {}  # object -> its kind, what it holds; what work is compared with
         self.parents: dict[str, tuple[str, ...]] = {}  # commit -> its parents
         self._dialogues: dict[tuple[str, ...], Dialogue] = {}
 

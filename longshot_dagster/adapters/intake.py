@@ -1,22 +1,33 @@
-"""How a worker's bundle enters the mirror: read, unpacked in a quarantine, proven harmless, and only then moved in."""
+"""How a worker's bundle enters the mirror: read, unpacked, proven harmless, and only then moved in.
+
+A small and plain one is judged here (`core/plain_work.py`); any other is unpacked by git, in a quarantine.
+"""
 
 import contextlib
 import os
 import re
 import shutil
 import tempfile
+import time
 from pathlib import Path
 
 from longshot_dagster.adapters.git import LOCAL_TIMEOUT_S, Git, Limits
+from longshot_dagster.adapters.object_store import kept, tree_of, write
 from longshot_dagster.core.bundles import Bundle, read_bundle
 from longshot_dagster.core.contract import MAX_BUNDLE_BYTES, WORK_REF
 from longshot_dagster.core.errors import HostileBundle, RepositoryError
+from longshot_dagster.core.plain_work import judge
+from longshot_dagster.core.small_pack import MOST_OBJECTS, MOST_UNPACKED, NotPlain, Object, unpack
 
 MAX_COMMITS = 10_000
 UNPACK_BELOW = 500  # objects: a pack per task would make every lookup search a thousand packs
 
 _LIMITS = Limits(cpu_s=120, memory_bytes=4 << 30, file_bytes=2 << 30)
 _STALE_S = 3600
+_QUARANTINE = "longshot-quarantine"
+_ORDER = {"blob": 0, "tree": 1, "commit": 2}
+
+_next_sweep: dict[Path, float] = {}  # of each mirror's quarantine, by this process (monotonic)
 
 
 def work_ref(build: str, task: str) -> str:
@@ -34,9 +45,35 @@ def take_in(git: Git, mirror: Path, build: str, task: str, base: str, data: byte
     for commit in bundle.prerequisites:
         if commit != base and git.run("merge-base", "--is-ancestor", commit, base, ok=(0, 1, 128)).code != 0:
             raise HostileBundle(f"the bundle builds on {commit[:12]}, which is not part of its base")
-    room = mirror / "longshot-quarantine"
+    _sweep_now_and_then(mirror / _QUARANTINE)
+    if (plain := _plain_objects(git, bundle, base)) is not None:
+        for kind, content in plain:
+            write(git, kind, content)
+    else:
+        _take_in_through_git(git, mirror, bundle, base)
+    point(git, work_ref(build, task), bundle.head)
+    return bundle.head
+
+
+def _plain_objects(git: Git, bundle: Bundle, base: str) -> list[Object] | None:
+    """What there is to write, what names others after them; None when git is to judge the bundle."""
+    if bundle.objects > min(MOST_OBJECTS, MAX_COMMITS) or bundle.unpacked_bytes > MOST_UNPACKED:
+        return None
+
+    def there(oid: str) -> Object | None:
+        return kept(git, oid, MOST_UNPACKED)
+
+    try:
+        objects = unpack(bundle.pack, there)
+        judge(bundle.head, base, tree_of(git, base), objects, there)
+    except (NotPlain, RepositoryError):  # where the mirror cannot be read, git says so
+        return None
+    return sorted(objects.values(), key=lambda o: _ORDER[o[0]])
+
+
+def _take_in_through_git(git: Git, mirror: Path, bundle: Bundle, base: str) -> None:
+    room = mirror / _QUARANTINE
     room.mkdir(exist_ok=True)
-    _sweep(room)
     quarantine = Path(tempfile.mkdtemp(dir=room))
     try:
         (quarantine / "pack").mkdir()
@@ -45,8 +82,6 @@ def take_in(git: Git, mirror: Path, build: str, task: str, base: str, data: byte
         _move_in(mirror, quarantine)
     finally:
         shutil.rmtree(quarantine, ignore_errors=True)
-    point(git, work_ref(build, task), bundle.head)
-    return bundle.head
 
 
 def point(git: Git, ref: str, oid: str) -> None:
@@ -128,6 +163,15 @@ def _move_in(mirror: Path, quarantine: Path) -> None:
                 os.rename(f"{found}/{name}", f"{place}/{name}")  # noqa: PTH104
         with contextlib.suppress(OSError):  # what is left is removed at the end
             os.rmdir(found)  # noqa: PTH106
+
+
+def _sweep_now_and_then(room: Path) -> None:
+    """What is stale only after an hour need not be looked for at every bundle."""
+    if time.monotonic() < _next_sweep.get(room, 0.0):
+        return
+    _next_sweep[room] = time.monotonic() + _STALE_S
+    with contextlib.suppress(FileNotFoundError):  # nothing has ever come in through it
+        _sweep(room)
 
 
 def _sweep(room: Path) -> None:

@@ -84,6 +84,21 @@ def read_up_to(git: Git, oid: str, limit: int) -> bytes | None:
     return content if content is not None and len(content) <= limit else None
 
 
+def kept(git: Git, oid: str, limit: int) -> tuple[str, bytes] | None:
+    """(kind, content) of an object by its full id; None when it has more than `limit` bytes, or is not here."""
+    if (found := git.kept.get(oid)) is None:
+        found = _loose(git, oid)
+        if found is None and sizes(git, [oid]).get(oid, limit + 1) <= limit:
+            header, _, content = _asked_objects(git, f"contents {oid}\n".encode()).partition(b"\n")
+            told = header.decode("ascii", "replace").split(" ")
+            found = (told[1], content[:-1]) if len(told) == 3 else None
+        if found is not None and len(found[1]) <= _KEPT_CONTENT:
+            if len(git.kept) >= _KEPT_CONTENTS:
+                git.kept.clear()
+            git.kept[oid] = found
+    return found if found is not None and len(found[1]) <= limit else None
+
+
 def read(git: Git, oid: str, kind: str) -> bytes:
     """The object's content, up to KEEP_BYTES. Raises RepositoryError when it is not here, or of another kind."""
     if (loose := _loose(git, oid)) is not None and loose[0] == kind:

@@ -115,16 +115,7 @@ def _allow(kind: int, size: int, total: int) -> None:
 def _entry_header(body: memoryview, position: int) -> tuple[int, int, int]:
     """(type, declared size, position of the compressed data)."""
     try:
-        byte = body[position]
-        kind, size, shift = (byte >> 4) & 7, byte & 15, 4
-        while byte & 0x80:
-            position += 1
-            byte = body[position]
-            size |= (byte & 0x7F) << shift
-            shift += 7
-            if shift > 60:
-                raise HostileBundle("the pack declares an impossible size")
-        position += 1
+        kind, size, position = type_and_size(body, position)
         if kind == _OFFSET_DELTA:
             while body[position] & 0x80:
                 position += 1
@@ -136,6 +127,20 @@ def _entry_header(body: memoryview, position: int) -> tuple[int, int, int]:
     except IndexError:
         raise HostileBundle("the pack is cut off") from None
     return kind, size, position
+
+
+def type_and_size(body: memoryview, position: int) -> tuple[int, int, int]:
+    """(type, declared size, position after them) of an entry; raises IndexError where the pack ends."""
+    byte = body[position]
+    kind, size, shift = (byte >> 4) & 7, byte & 15, 4
+    while byte & 0x80:
+        position += 1
+        byte = body[position]
+        size |= (byte & 0x7F) << shift
+        shift += 7
+        if shift > 60:
+            raise HostileBundle("the pack declares an impossible size")
+    return kind, size, position + 1
 
 
 def _inflate(body: memoryview, position: int, size: int) -> tuple[bytes, int]:

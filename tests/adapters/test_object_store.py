@@ -15,6 +15,7 @@ from longshot_dagster.adapters.object_store import (
     blob_at,
     compare,
     graft,
+    kept,
     look_up,
     read,
     read_up_to,
@@ -72,6 +73,26 @@ def test_no_commit_is_made_of_what_is_not_there(origin):
         commit(Git(origin), base, ("1" * 40,), "x", 1.0)
     with pytest.raises(RepositoryError, match="NUL"):
         commit(Git(origin), base, (base,), "x\0y", 1.0)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_object_of_any_kind_unless_it_is_large(origin, packed):
+    small, large = (git(origin, "hash-object", "-w", "--stdin", stdin=b"x" * size) for size in (10, 30_000))
+    tree = git(origin, "rev-parse", "main^{tree}")
+    if packed:
+        objects = f"{small}\n{large}\n{tree}\n".encode()
+        git(origin, "pack-objects", "-q", "objects/pack/pack", stdin=objects)
+        git(origin, "prune-packed", "-q")
+    store = Git(origin)
+    for _ in range(2):
+        assert kept(store, small, 10) == ("blob", b"x" * 10)
+        assert kept(store, small, 9) is None
+        assert kept(store, large, 30_000) == ("blob", b"x" * 30_000)
+        assert kept(store, large, 29_999) is None
+        assert kept(store, tree, 1_000) == ("tree", read(store, tree, "tree"))
+        assert kept(store, "1" * 40, 10) is None
+        assert kept(store, "HEAD", 1_000) is None
+    assert set(store.kept) == {small, tree}
 
 
 def test_only_what_is_asked_for_is_looked_up(origin):
