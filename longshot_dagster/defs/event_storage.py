@@ -16,9 +16,10 @@ across all runs. The tables and what their rows mean are Dagster's, so its UI an
 
 import contextlib
 import os
+import sqlite3
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -30,8 +31,8 @@ from dagster._core.events import (
     DagsterEventType,
 )
 from dagster._core.events.log import EventLogEntry
-from dagster._core.storage.event_log import SqlEventLogStorageTable, SqliteEventLogStorage
-from dagster._core.storage.event_log.schema import SqlEventLogStorageMetadata
+from dagster._core.storage.event_log import SqliteEventLogStorage
+from dagster._core.storage.event_log.schema import AssetKeyTable, SqlEventLogStorageMetadata
 from dagster._core.storage.event_log.sqlite.sqlite_event_log import INDEX_SHARD_NAME
 from dagster._core.storage.sql import create_engine
 from dagster._core.storage.sqlite import SQLITE_BUSY_TIMEOUT_SECONDS
@@ -43,6 +44,7 @@ from sqlalchemy.pool import StaticPool
 
 from longshot_dagster.core.apart import preferred
 from longshot_dagster.defs import schema
+from longshot_dagster.defs.event_text import row_of
 
 _GATHER_S = 0.2
 _RECORD = DagsterEventType.ASSET_MATERIALIZATION
@@ -94,10 +96,23 @@ class KeptSqliteEventLogStorage(SqliteEventLogStorage):
                 yield connection
 
     @contextmanager
-    def _slots(self) -> Iterator[Connection]:
+    def _slots(self) -> Iterator[sqlite3.Connection]:
         """The index, for what has nothing to do with records: those may go on waiting."""
-        with self._db_lock, self._engine(INDEX_SHARD_NAME).connect() as connection, connection.begin():
+        with self._db_lock, self._straight(INDEX_SHARD_NAME) as connection:
             yield connection
+
+    @contextmanager
+    def _straight(self, shard: str) -> Iterator[sqlite3.Connection]:
+        """With the lock held: a transaction past SQLAlchemy, which asks several times what a few statements cost."""
+        with closing(self._engine(shard).raw_connection()) as kept:
+            connection: Any = kept.driver_connection
+            connection.execute(_BEGIN)
+            try:
+                yield connection
+            except BaseException:
+                connection.rollback()
+                raise
+            connection.commit()
 
     @contextmanager
     def gathering(self) -> Iterator[None]:
@@ -121,15 +136,19 @@ class KeptSqliteEventLogStorage(SqliteEventLogStorage):
             super().store_event(event)
             return
         row = self._event_to_row(event)
+        row["timestamp"] = row["timestamp"].strftime(_STAMP)
         with self._gathered_guard:
             self._gathered.setdefault(event.run_id, []).append(row)
             if noted is _RECORD:
                 self._records.append((event, row))
 
+    def _event_to_row(self, event: EventLogEntry) -> dict[str, Any]:
+        return row_of(event)
+
     def _keep_writing(self, done: threading.Event) -> None:
         while not done.wait(_GATHER_S):
             # A full disk is told to whoever writes next; the rows wait.
-            with contextlib.suppress(DatabaseError):
+            with contextlib.suppress(DatabaseError, sqlite3.DatabaseError):
                 self._write_all_gathered()
 
     def _write_all_gathered(self) -> None:
@@ -146,8 +165,8 @@ class KeptSqliteEventLogStorage(SqliteEventLogStorage):
         if not rows:
             return
         try:
-            with self._engine(shard).connect() as connection, connection.begin():
-                connection.execute(SqlEventLogStorageTable.insert(), rows)
+            with self._straight(shard) as connection:
+                connection.executemany(_LOG, rows)
         except BaseException:
             with self._gathered_guard:
                 self._gathered[shard] = rows + self._gathered.get(shard, [])
@@ -164,7 +183,7 @@ class KeptSqliteEventLogStorage(SqliteEventLogStorage):
         events = [event for event, _ in records]
         try:
             with self._engine(INDEX_SHARD_NAME).connect() as connection, connection.begin():
-                connection.execute(SqlEventLogStorageTable.insert(), [row for _, row in records])
+                connection.exec_driver_sql(_LOG, [row for _, row in records])
                 last: int = connection.exec_driver_sql("SELECT last_insert_rowid()").scalar_one()
                 ids = range(last - len(events) + 1, last + 1)  # nobody else writes meanwhile
                 self._store_asset_event_tags(connection, events, list(ids))
@@ -181,6 +200,10 @@ class KeptSqliteEventLogStorage(SqliteEventLogStorage):
         if table_name not in self._tables and super().has_table(table_name):
             self._tables.add(table_name)
         return table_name in self._tables
+
+    def has_asset_key_col(self, column_name: str) -> bool:
+        """Asked before every look at an asset, and Dagster takes a connection first."""
+        return column_name in self._asset_columns or bool(super().has_asset_key_col(column_name))
 
     def _has_asset_key_col_on_connection(self, conn: Connection, column_name: str) -> bool:
         if column_name not in self._asset_columns and super()._has_asset_key_col_on_connection(conn, column_name):
@@ -239,6 +262,9 @@ class KeptSqliteEventLogStorage(SqliteEventLogStorage):
         """The log of a new run is made in one transaction; whatever is not plainly new or current is Dagster's affair."""
         with contextlib.suppress(DatabaseError), engine.connect() as connection:
             if schema.is_current(connection):
+                if for_index_shard:  # with all that Dagster asks for again and again
+                    self._tables.update(SqlEventLogStorageMetadata.tables)
+                    self._asset_columns.update(AssetKeyTable.columns.keys())
                 return
             if not for_index_shard:
                 connection.exec_driver_sql("PRAGMA journal_mode=WAL")
@@ -259,45 +285,44 @@ class KeptSqliteEventLogStorage(SqliteEventLogStorage):
         came first. `holding`: slots of the pool that the run has already.
         """
         with self._slots() as connection:
-            limit = connection.exec_driver_sql(_LIMIT, (pool,)).scalar()
+            limited = connection.execute(_LIMIT, (pool,)).fetchone()
+            limit: int | None = limited[0] if limited else None
             if limit is None:
-                connection.exec_driver_sql(_LEAVE_POOL, (run_id, pool))
+                connection.execute(_LEAVE_POOL, (run_id, pool))
                 return Claimed(tuple(wanted), None)
             now = datetime.now(UTC)
-            if connection.exec_driver_sql(_IN_LINE, (pool, run_id)).scalar() != len(wanted) + holding:
+            if connection.execute(_IN_LINE, (pool, run_id)).fetchone() != (len(wanted) + holding,):
                 rows = [(pool, run_id, step, priority, now.strftime(_STAMP)) for step, priority in wanted.items()]
-                connection.exec_driver_sql(_GET_IN_LINE, rows)
-            slots = [slot for (slot,) in connection.exec_driver_sql(_FREE_SLOTS, (pool,))]
+                connection.executemany(_GET_IN_LINE, rows)
+            slots = [slot for (slot,) in connection.execute(_FREE_SLOTS, (pool,))]
             if not slots:
                 return Claimed((), limit)
             since = (now - timedelta(seconds=_TURN_S)).strftime(_STAMP)
             turn = {"pool": pool, "run": run_id, "since": since, "now": now.strftime(_STAMP), "slots": len(slots)}
-            first = list(connection.exec_driver_sql(_FIRST_IN_LINE, turn))
+            first = connection.execute(_FIRST_IN_LINE, turn).fetchall()
             entitled = [step for _, run, step, _ in first if run == run_id and step in wanted][:at_most]
             mine = preferred(entitled, wanted)
-            for slot, step in zip(slots, mine, strict=False):
-                connection.exec_driver_sql(_TAKE, (run_id, step, slot))
+            connection.executemany(_TAKE, [(run_id, step, slot) for slot, step in zip(slots, mine, strict=False)])
             begun = [row for row, run, step, assigned in first if assigned is None and (run != run_id or step in mine)]
-            if begun:
-                connection.exec_driver_sql(_TURN_BEGINS, [(turn["now"], row) for row in begun])
-            if instead := set(mine).difference(entitled):
-                connection.exec_driver_sql(_TURN_TAKEN, [(turn["now"], pool, run_id, step) for step in instead])
+            connection.executemany(_TURN_BEGINS, [(turn["now"], row) for row in begun])
+            instead = set(mine).difference(entitled)
+            connection.executemany(_TURN_TAKEN, [(turn["now"], pool, run_id, step) for step in instead])
             return Claimed(tuple(mine), limit)
 
     def withdraw_steps(self, run_id: str) -> None:
         """The run's waiting steps leave every line; the slots it holds stay its own."""
         with self._slots() as connection:
-            connection.exec_driver_sql(_LEAVE, (run_id,))
+            connection.execute(_LEAVE, (run_id,))
 
     def free_concurrency_slot_for_step(self, run_id: str, step_key: str) -> None:
         step = (run_id, step_key)
         with self._slots() as connection:
-            dropped = connection.exec_driver_sql(_DROP_SLOT, step).rowcount
-            connection.exec_driver_sql(_FREE_SLOT, step)
-            pools = [pool for (pool,) in connection.exec_driver_sql(_ASSIGNED_IN, step)]
-            connection.exec_driver_sql(_LEAVE_STEP, step)
-            for pool in () if dropped else pools:  # Dagster's own executors expect to be told whose turn it is
-                connection.exec_driver_sql(_ASSIGN_NEXT, (pool,))
+            dropped = connection.execute(_DROP_SLOT, step).rowcount
+            connection.execute(_FREE_SLOT, step)
+            pools = connection.execute(_ASSIGNED_IN, step).fetchall()
+            connection.execute(_LEAVE_STEP, step)
+            if not dropped:  # Dagster's own executors expect to be told whose turn it is
+                connection.executemany(_ASSIGN_NEXT, pools)
 
     def _allocate_concurrency_slots(self, conn: Connection, concurrency_key: str, num: int) -> list[str]:
         """A limit that is raised again first takes back slots that were dropped while in use.
@@ -333,9 +358,14 @@ def _prepare(connection: Any, _record: object) -> None:
 
 
 def _begin(connection: Connection) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    connection.exec_driver_sql(_BEGIN)
 
 
+_BEGIN = "BEGIN IMMEDIATE"
+_LOG = (
+    "INSERT INTO event_logs (run_id, event, dagster_event_type, timestamp, step_key, asset_key, partition)"
+    " VALUES (:run_id, :event, :dagster_event_type, :timestamp, :step_key, :asset_key, :partition)"
+)
 _LIMIT = 'SELECT "limit" FROM concurrency_limits WHERE concurrency_key = ?'
 _IN_LINE = "SELECT count(*) FROM pending_steps WHERE concurrency_key = ? AND run_id = ?"
 _GET_IN_LINE = (

@@ -6,8 +6,8 @@ One thread, the run's own, drives Dagster's state machine and writes every event
 a queue. A step that takes no notice of a cancellation is left behind after a while (core/ending.py); it is a daemon
 thread, and dies with the run's process.
 
-This module with its parts ready_steps.py and run_context.py, event_storage.py and launcher.py are the only ones that import
-private modules of Dagster, whose version is pinned; tests/defs/test_executor.py is the contract.
+This module with its parts ready_steps.py and run_context.py, event_storage.py with event_text.py, and launcher.py are the
+only ones that import private modules of Dagster, whose version is pinned; tests/defs/test_executor.py is the contract.
 """
 
 import asyncio
@@ -259,8 +259,6 @@ class _Run:
         if not steps:
             return
         known = self._active.get_known_state()
-        # The set inside is the state machine's own and grows while step threads read it.
-        known = known._replace(ready_outputs=set(known.ready_outputs))
         for step in steps:
             thread = threading.Thread(target=self._run_step, args=(step, known), name=f"step:{step.key}", daemon=True)
             self._live[step.key] = thread

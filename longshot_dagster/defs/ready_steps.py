@@ -17,6 +17,7 @@ import dagster as dg
 from dagster._core.execution.plan.active import ActiveExecution
 from dagster._core.execution.plan.instance_concurrency_context import InstanceConcurrencyContext
 from dagster._core.execution.plan.plan import ExecutionPlan
+from dagster._core.execution.plan.state import KnownExecutionState
 from dagster._core.execution.plan.step import ExecutionStep
 from dagster._core.execution.retries import RetryMode
 from dagster._core.execution.step_dependency_config import StepDependencyConfig
@@ -271,6 +272,14 @@ class ReadySteps(ActiveExecution):
         for follower in self._followers.get(step_key, ()):
             if follower in self._behind:
                 self._pending[follower] = self._behind.pop(follower)
+
+    def get_known_state(self) -> KnownExecutionState:
+        """With a copy of the outputs, which grow while step threads read them; Dagster would look at each of them anew."""
+        return self._plan.known_state._replace(
+            previous_retry_attempts=self._retry_state.snapshot_attempts(),
+            dynamic_mappings=dict(self._completed_dynamic_outputs),
+            ready_outputs=set(self._step_outputs),
+        )
 
     def get_steps_to_execute(self, limit: int | None = None) -> Sequence[ExecutionStep]:
         if self._tag_concurrency_limits or limit is not None:

@@ -1,17 +1,24 @@
-"""What the steps of one run share, put together once: resources, and a log that writes their events without detours.
+"""What the steps of one run share, put together once: resources, what the job says of them, and a log without detours.
 
-Dagster makes a class of resources eight times a task, and sends each of its own events through Python's logging, twice,
-past locks that 200 threads share, though nobody but the event log hears them: half of what an event cost.
+Dagster makes a class of resources eight times a task, walks through the graph to the same few ops 60 times, reads their
+signatures and docstrings six times, and sends each of its own events through Python's logging, twice, past locks that 200
+threads share, though nobody but the event log hears them: half of what an event cost.
 
 A part of executor.py that has a module of its own for its length: see there for what holds its private imports.
 """
 
 import logging
 import time
+from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
+from copy import copy
+from functools import lru_cache
+from inspect import Parameter
 from typing import Any
 
 import dagster as dg
+from dagster._core.definitions.decorators.op_decorator import DecoratedOpFunction
+from dagster._core.definitions.dependency import Node, OpNode
 from dagster._core.definitions.scoped_resources_builder import Resources, ScopedResourcesBuilder
 from dagster._core.events import DagsterEvent
 from dagster._core.events.log import EventLogEntry
@@ -19,12 +26,59 @@ from dagster._core.execution.context.system import PlanExecutionContext
 from dagster._core.instance.types import _EventListenerLogHandler
 from dagster._core.log_manager import DagsterLogHandler, DagsterLogManager
 
+_KEPT = 1_000  # answers to each question
+
 
 def share(context: PlanExecutionContext) -> None:
-    """Have every step of the run take its resources and its log from here."""
-    shared = SharedResources(*context._execution_data.scoped_resources_builder)
-    context._execution_data = context._execution_data._replace(scoped_resources_builder=shared)
+    """Have every step of the run take its resources, its job and its log from here."""
+    own = context._execution_data
+    shared = SharedResources(*own.scoped_resources_builder)
+    context._execution_data = own._replace(scoped_resources_builder=shared, job_def=known(own.job_def))
     context._log_manager = EventLog.like(context.log, context.instance)
+
+
+def known(job: dg.JobDefinition) -> dg.JobDefinition:
+    """The same job, which finds its nodes, and the assets they make, once."""
+    layer = copy(job.asset_layer)
+    vars(layer).update(vars(job.asset_layer))
+    for question in ("get_entity_key_for_node_output", "downstream_dep_assets_and_checks"):
+        vars(layer)[question] = lru_cache(_KEPT)(getattr(job.asset_layer, question))
+    found = copy(job)
+    vars(found).update(_asset_layer=layer, get_node=lru_cache(_KEPT)(lambda handle: _known_node(job.get_node(handle))))
+    return found
+
+
+def _known_node(node: Node) -> Node:
+    """The same node, whose function is inspected once."""
+    if not isinstance(node, OpNode) or type(node.definition.compute_fn) is not DecoratedOpFunction:
+        return node
+    found, found.definition = copy(node), copy(node.definition)
+    found.definition._compute_fn = KnownFunction(node.definition.compute_fn.decorated_fn)
+    return found
+
+
+class KnownFunction(DecoratedOpFunction):
+    """Dagster keeps one answer for all functions together; this one an answer to each."""
+
+    @lru_cache(_KEPT)  # noqa: B019 - lives as long as the op
+    def has_context_arg(self) -> bool:
+        return super().has_context_arg()
+
+    @lru_cache(_KEPT)  # noqa: B019
+    def get_context_arg(self) -> Parameter:
+        return super().get_context_arg()
+
+    @lru_cache(_KEPT)  # noqa: B019
+    def has_config_arg(self) -> bool:
+        return super().has_config_arg()
+
+    @lru_cache(_KEPT)  # noqa: B019
+    def get_resource_args(self) -> Sequence[Parameter]:
+        return super().get_resource_args()
+
+    @lru_cache(_KEPT)  # noqa: B019
+    def get_output_annotation(self) -> Any:
+        return super().get_output_annotation()
 
 
 class SharedResources(ScopedResourcesBuilder):

@@ -63,6 +63,26 @@ async def awaited() -> int:
     return 7
 
 
+class HowMuch(dg.Config):
+    by: int = 3
+
+
+@dg.op(required_resource_keys={"io_manager"})
+def multiplied(context: dg.OpExecutionContext, n: int, config: HowMuch) -> int:
+    """Ops of one run that are asked for different things: a context, a configuration, nothing at all.
+
+    Returns:
+        A product.
+    """
+    assert context.resources.io_manager is not None
+    return n * config.by
+
+
+@dg.op
+def seven() -> int:
+    return 7
+
+
 @dg.op(tags={"kind": "alone"}, pool="two")
 def tagged(context: dg.OpExecutionContext) -> int:
     assert context.partition_key == "b"
@@ -72,6 +92,12 @@ def tagged(context: dg.OpExecutionContext) -> int:
 @dg.graph
 def fan_out() -> None:
     total(three().map(doubled).collect())
+
+
+@dg.graph
+def asked_for_different_things() -> None:
+    multiplied.alias("again")(multiplied(seven()))
+    multiplied.alias("of_a_map")(total(three().map(multiplied.alias("each")).collect()))
 
 
 @dg.graph
@@ -134,7 +160,17 @@ def one_of_many_failed() -> None:
 
 
 SHAPES = {
-    shape.name: shape for shape in (fan_out, skipped, failed, crashed, retried, nested_and_empty, one_of_many_failed)
+    shape.name: shape
+    for shape in (
+        fan_out,
+        asked_for_different_things,
+        skipped,
+        failed,
+        crashed,
+        retried,
+        nested_and_empty,
+        one_of_many_failed,
+    )
 }
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import dagster as dg
 import pytest
 from dagster._core.events import DagsterEvent, DagsterEventType, StepMaterializationData
+from dagster._core.events.log import EventLogEntry
 from sqlalchemy.exc import OperationalError
 
 from longshot_dagster.defs import event_storage
@@ -159,6 +160,14 @@ def test_a_long_line_is_not_compared_with_every_slot(pool: KeptSqliteEventLogSto
     assert len(counted) < 300  # thousands of instructions of the database; compared with each, over two thousand
 
 
+def test_a_claim_that_fails_halfway_leaves_nothing_behind(pool: KeptSqliteEventLogStorage) -> None:
+    with pytest.raises(sqlite3.Error):
+        pool.claim_slots("two", "a", {"a1": 0, "a2": object()}, 0, None)  # type: ignore[dict-item]
+    info = pool.get_concurrency_info("two")
+    assert (info.pending_steps, info.claimed_slots) == ([], [])
+    assert claim(pool, "b", "b1") == ("b1",)
+
+
 def test_without_a_limit_everybody_starts_and_nobody_is_left_in_line(pool: KeptSqliteEventLogStorage) -> None:
     claim(pool, "a", "busy")
     assert claim(pool, "b", "b1", "b2") == ()
@@ -255,6 +264,31 @@ def test_events_of_steps_are_written_together_and_never_after_what_came_later(in
         assert kinds == ["ENGINE_EVENT"] * 4 + ["PIPELINE_FAILURE"]
         instance.report_engine_event("said at the very end", run)
     assert "said at the very end" in _said(database)[-1]
+
+
+def test_rows_written_together_are_what_they_would_be_alone(instance: dg.DagsterInstance) -> None:
+    storage, rows = instance.event_log_storage, []
+    assert isinstance(storage, KeptSqliteEventLogStorage)
+    materialization = dg.AssetMaterialization("asset", partition="é", tags={"dagster/data_version": "1"})
+    record = DagsterEvent(
+        DagsterEventType.ASSET_MATERIALIZATION.value,
+        "empty",
+        step_key="a step",
+        event_specific_data=StepMaterializationData(materialization),
+    )
+    for way in (contextlib.nullcontext, storage.gathering):
+        run_id = instance.create_run_for_job(dg.job(name="empty")(lambda: None)).run_id
+        with way():
+            for seconds in (1_700_000_000.0, 1_700_000_000.25):
+                for told in (record, None):
+                    storage.store_event(EventLogEntry(None, 10, "é", run_id, seconds, "a step", "empty", told))
+        for shard in (run_id, "index"):
+            with contextlib.closing(sqlite3.connect(storage.path_for_shard(shard))) as connection:
+                found = connection.execute(
+                    "SELECT * FROM event_logs WHERE run_id = ? ORDER BY id", (run_id,)
+                ).fetchall()
+            rows.append([[str(value).replace(run_id, "RUN") for value in row[1:]] for row in found])
+    assert rows[:2] == rows[2:] and [len(found) for found in rows] == [4, 2, 4, 2]
 
 
 def test_events_that_cannot_be_written_wait_until_they_can(

@@ -7,15 +7,19 @@ import signal
 import subprocess
 import sys
 import threading
+from inspect import Parameter
 from pathlib import Path
 
 import dagster as dg
 import dagster_jobs
 import pytest
+from dagster._core.definitions.decorators.op_decorator import DecoratedOpFunction
+from dagster._core.definitions.dependency import NodeHandle
 from dagster_doubles import instance_config
 
 from longshot_dagster.adapters import leases
 from longshot_dagster.adapters.home import Home
+from longshot_dagster.defs import run_context
 
 _EXECUTORS_OWN = {"ENGINE_EVENT", "LOGS_CAPTURED", "STEP_WORKER_STARTING", "STEP_WORKER_STARTED"}
 _RESOURCES = {"RESOURCE_INIT_STARTED", "RESOURCE_INIT_SUCCESS", "RESOURCE_INIT_FAILURE"}
@@ -38,7 +42,10 @@ def events_of(shape: str, executor: str, instance: dg.DagsterInstance) -> tuple[
 
 
 def test_the_private_modules_were_written_for_this_version_of_dagster() -> None:
-    look_at = "defs/executor.py, defs/ready_steps.py, defs/run_context.py, defs/event_storage.py and defs/launcher.py"
+    look_at = (
+        "defs/executor.py, defs/ready_steps.py, defs/run_context.py, defs/event_storage.py, defs/event_text.py and"
+        " defs/launcher.py"
+    )
     assert dg.__version__ == "1.13.27", f"compare {look_at} with what they take the place of; then change this line"
 
 
@@ -88,6 +95,25 @@ def execute(name: str, instance: dg.DagsterInstance) -> dg.JobExecutionResult:
 @pytest.mark.parametrize("shape", sorted(dagster_jobs.SHAPES))
 def test_a_job_has_the_same_events_as_in_process(shape: str, instance: dg.DagsterInstance) -> None:
     assert events_of(shape, "threaded", instance) == events_of(shape, "in_process", instance)
+
+
+def test_what_a_run_learns_of_its_ops_is_what_dagster_finds_and_stays_with_the_run() -> None:
+    job = dagster_jobs.asked_for_different_things.to_job()
+    learned = run_context.known(job)
+    answers = set()
+    for node in job.graph.nodes:
+        handle = NodeHandle(node.name, None)
+        stock, own = job.get_op(handle), learned.get_op(handle)
+        assert own is learned.get_op(handle) and own is not stock and job.get_op(handle) is stock
+        plain, kept = stock.definition.compute_fn, own.definition.compute_fn
+        assert isinstance(plain, DecoratedOpFunction) and isinstance(kept, run_context.KnownFunction)
+        for _ in range(2):
+            found = (kept.has_context_arg(), kept.has_config_arg(), kept.get_output_annotation())
+            assert found == (plain.has_context_arg(), plain.has_config_arg(), plain.get_output_annotation())
+            assert kept.get_resource_args() == plain.get_resource_args()
+            assert not kept.has_context_arg() or kept.get_context_arg() == plain.get_context_arg()
+            answers.add(found)
+    assert answers == {(True, True, int), (False, False, int), (False, False, Parameter.empty)}
 
 
 def test_what_is_stored_of_an_event_is_the_same_whether_or_not_it_is_printed_as_well(
