@@ -7,10 +7,13 @@ It names a `MakeProvider`. Whoever installs such a package trusts it: it runs in
 key, and it is what keeps agents apart from the host.
 """
 
+import functools
+import sys
 from collections.abc import Callable
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from pathlib import Path
 
+from longshot_dagster.adapters.documents import Stamp, stamp_at
 from longshot_dagster.core.display import one_line
 from longshot_dagster.core.errors import SandboxRefused, WrongUse
 from longshot_dagster.core.sandbox import SandboxProvider
@@ -27,12 +30,22 @@ Called once per process and build; connects to nothing. Raises SandboxRefused, i
 
 def installed_providers() -> list[str]:
     """Names that SANDBOX_PROVIDER may have beside the ones that are built in."""
-    return sorted({point.name.lower() for point in entry_points(group=GROUP)})
+    return sorted({point.name.lower() for point in _points()})
+
+
+def _points() -> EntryPoints:
+    """Of every installed package; looked for again once one has come or gone, which changes the time of a folder."""
+    return _points_in(tuple(stamp_at(folder or ".") for folder in sys.path))
+
+
+@functools.lru_cache(maxsize=1)
+def _points_in(_folders: tuple[Stamp | None, ...]) -> EntryPoints:
+    return entry_points(group=GROUP)
 
 
 def load_provider(name: str) -> MakeProvider:
     """Raises WrongUse when no installed package brings it, or what it brings does not load."""
-    found = [point for point in entry_points(group=GROUP) if point.name.lower() == name]
+    found = [point for point in _points() if point.name.lower() == name]
     if not found:
         raise WrongUse(
             f"SANDBOX_PROVIDER={one_line(name, 80)} is neither built in nor brought by an installed package; use auto or local"

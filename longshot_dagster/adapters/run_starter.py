@@ -380,6 +380,7 @@ def main() -> None:
     options.add_argument("--runs", required=True)
     options.add_argument("--module", required=True)
     given = options.parse_args()
+    gc.disable()  # whatever is loaded stays; forks switch it on again
 
     def load() -> Runs:
         runs = cast(Runs, importlib.import_module(given.runs))

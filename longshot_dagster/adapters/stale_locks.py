@@ -28,8 +28,10 @@ def remove_stale_locks(mirror: Path, now: float) -> list[Path]:
 
 
 def _locks(mirror: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    in_refs = (Path(folder, name) for folder, _, names in os.walk(mirror / "refs") for name in names)
-    for path in (*(mirror / name for name in _ALONE), *(p for p in in_refs if p.name.endswith(".lock"))):
+    # A build has a ref per task: only what is a lock becomes a path.
+    walked = os.walk(mirror / "refs")
+    in_refs = (Path(folder, name) for folder, _, names in walked for name in names if name.endswith(".lock"))
+    for path in (*(mirror / name for name in _ALONE), *in_refs):
         with contextlib.suppress(OSError):
             yield path, path.stat()
 

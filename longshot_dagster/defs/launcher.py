@@ -22,6 +22,7 @@ import dagster as dg
 from dagster._core.execution.api import create_execution_plan
 from dagster._core.instance.ref import InstanceRef
 from dagster._core.launcher.base import LaunchRunContext
+from dagster._core.storage.event_log.schema import SqlEventLogStorageMetadata
 
 from longshot_dagster.adapters import leases, run_starter, waking
 from longshot_dagster.adapters.documents import Stamp, stamp_at
@@ -147,16 +148,18 @@ def load_definitions(module: str) -> None:
 
 def load() -> None:
     """Import whatever else runs need, and have the jobs and the instance's configuration work out what they keep."""
-    from longshot_dagster.adapters import llm
+    from longshot_dagster.adapters import installed_providers, llm
 
     for name in _LOADED:
         importlib.import_module(name)
     llm.preload()
+    installed_providers.installed_providers()
     for job in _jobs:
         with contextlib.suppress(dg.DagsterError):  # it needs a configuration, which only a run has
             create_execution_plan(job)
+    schema.statements(SqlEventLogStorageMetadata)
     with contextlib.suppress(Exception):  # a run says what is wrong with it
-        instance_ref()
+        _instance_of(*_configured())
 
 
 def serve(module: str, arguments: Sequence[str]) -> None:
@@ -173,7 +176,7 @@ def execute(run_id: str) -> None:
     from dagster._utils.interrupts import capture_interrupts
 
     gc.set_threshold(*_COLLECTED_EVERY)
-    with capture_interrupts(), dg.DagsterInstance.from_ref(instance_ref()) as instance:
+    with capture_interrupts(), _instance_of(*_configured()) as instance:
         run = instance.get_run_by_id(run_id)
         if run is None or run.job_code_origin is None:
             raise LookupError(f"no such run: {run_id}")
@@ -193,13 +196,23 @@ def execute(run_id: str) -> None:
 
 def instance_ref() -> InstanceRef:
     """As `DagsterInstance.get()` has it: most of what opening an instance costs is to read and check dagster.yaml."""
+    return _ref_of(*_configured())
+
+
+def _configured() -> tuple[str, Stamp | None]:
     directory = Path(os.environ["DAGSTER_HOME"]).expanduser()
-    return _ref_of(str(directory), stamp_at(f"{directory}/dagster.yaml"))
+    return str(directory), stamp_at(f"{directory}/dagster.yaml")
 
 
 @functools.lru_cache(maxsize=1)
 def _ref_of(directory: str, _written: Stamp | None) -> InstanceRef:
     return InstanceRef.from_dir(directory)
+
+
+@functools.lru_cache(maxsize=1)
+def _instance_of(directory: str, written: Stamp | None) -> dg.DagsterInstance:
+    """One for a starter and all its forks, each of which has it to itself: nothing of it is open before it is asked."""
+    return dg.DagsterInstance.from_ref(_ref_of(directory, written))
 
 
 def bury(run_id: str, code: int) -> None:

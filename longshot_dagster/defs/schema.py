@@ -12,7 +12,8 @@ import functools
 from alembic.script import ScriptDirectory
 from dagster._core.storage.runs.sqlite import sqlite_run_storage
 from dagster._core.storage.sql import get_alembic_config
-from sqlalchemy import MetaData
+from sqlalchemy import MetaData, create_mock_engine
+from sqlalchemy.dialects import sqlite
 from sqlalchemy.engine import Connection
 
 _TABLES = "SELECT count(*) FROM sqlite_master WHERE type = 'table'"
@@ -46,8 +47,19 @@ def is_empty(connection: Connection) -> bool:
     return not connection.exec_driver_sql(_TABLES).scalar()
 
 
+@functools.cache
+def statements(tables: MetaData) -> tuple[str, ...]:
+    """What makes the tables and their indexes: to work that out costs more than to do it."""
+    found: list[str] = []
+    dialect = sqlite.dialect()
+    noting = create_mock_engine("sqlite://", lambda ddl, *_, **__: found.append(str(ddl.compile(dialect=dialect))))
+    tables.create_all(noting, checkfirst=False)
+    return tuple(found)
+
+
 def create(connection: Connection, tables: MetaData) -> None:
     """All tables in an empty database, marked as current; inside the transaction of `connection`."""
-    tables.create_all(connection, checkfirst=False)
+    for statement in statements(tables):
+        connection.exec_driver_sql(statement)
     connection.exec_driver_sql(_MARK_TABLE)
     connection.exec_driver_sql(_MARK, (newest_revision(),))

@@ -1,5 +1,6 @@
 """Sandbox providers that other packages bring: found by their entry point, refused in one line when they cannot be used."""
 
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from longshot_dagster.adapters import settings
 from longshot_dagster.adapters.holding import bare
 from longshot_dagster.adapters.home import Home
+from longshot_dagster.adapters.installed_providers import installed_providers
 from longshot_dagster.adapters.providers import make_provider
 from longshot_dagster.core.errors import WrongUse
 from longshot_dagster.core.settings import Origin, Settings
@@ -51,6 +53,18 @@ def test_a_provider_of_an_installed_package_is_chosen_by_its_name_in_any_case(tm
     provider, note = make_provider(resolved.settings, resolved.origins, Home(tmp_path))
     assert (provider.name, note) == ("cloud", "cloud sandboxes (an installed package brings them)")
     assert bare(provider).folder == Home(tmp_path).sandboxes  # type: ignore[attr-defined]
+
+
+def test_what_is_installed_later_is_found_and_what_has_gone_is_not(tmp_path: Path) -> None:
+    assert "later" not in installed_providers()
+    metadata = tmp_path / "site" / "later-1.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: later\nVersion: 1\n", encoding="utf-8")
+    points = "[longshot_dagster.sandboxes]\nlater = sandboxes_of_theirs:Cloud\n"
+    (metadata / "entry_points.txt").write_text(points, encoding="utf-8")
+    assert "later" in installed_providers()
+    shutil.rmtree(metadata)
+    assert "later" not in installed_providers()
 
 
 def test_what_nobody_brings_is_refused_with_the_names_there_are() -> None:
