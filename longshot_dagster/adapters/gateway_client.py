@@ -1,7 +1,6 @@
 """How everything else talks to the gateway process: standard library only, over its control socket."""
 
 import contextlib
-import http.client
 import json
 import os
 import socket
@@ -13,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
 
 from longshot_dagster.adapters.documents import locked
 from longshot_dagster.adapters.exclusive import claim
@@ -35,7 +33,8 @@ _STOP_S = 15.0
 _LOOK_S = 0.2
 _EXAMINE_S = 120.0
 _KEPT_LINES = 8
-_NO_ANSWER = (OSError, http.client.HTTPException, ValueError)
+_STOP = "stop"
+_NO_ANSWER = (OSError, ValueError)
 _NO_ENDPOINTS = "no model endpoint is configured: set LLM_BASE_URL and LLM_API_KEY, or LLM_ENDPOINTS (see .env.example)"
 _SECRET_WORDS = ("KEY", "TOKEN", "SECRET", "PASSWORD", "CREDENTIAL", "LLM_")
 
@@ -73,7 +72,7 @@ class Gateway:
                     self._start(endpoints, tuning or {})
                     return
         if endpoints:
-            self._call("POST", "/endpoints", {"endpoints": endpoints_to_wire(endpoints)})
+            self._call("endpoints", {"endpoints": endpoints_to_wire(endpoints)})
 
     def alive(self) -> bool:
         """Does a gateway listen on this home's control socket?"""
@@ -102,20 +101,19 @@ class Gateway:
     ) -> tuple[str, Usage]:
         """As `open`, and what `key` has used before."""
         asked = {"build": build, "key": key, "budget": budget, "timeout_s": timeout_s, "model": model}
-        opened = self._call("POST", "/open", asked)
+        opened = self._call("open", asked)
         return str(opened["path"]), Usage(**opened["usage"])
 
     def close(self, build: str, key: str) -> Usage | None:
         """No more requests from `key`; its counts stay: what it has used. Nothing happens, and it is None, when the gateway
         has gone.
         """
-        closed = self._call_if_alive("POST", "/close", {"build": build, "key": key})
+        closed = self._call_if_alive("close", {"build": build, "key": key})
         return None if closed is None else Usage(**closed["usage"])
 
     def usage(self, build: str, key: str | None = None) -> Usage:
         """Tokens of one key, or of the whole build; from the gateway's file when it is not running."""
-        query = {"build": build} if key is None else {"build": build, "key": key}
-        found = self._call_if_alive("GET", f"/usage?{urlencode(query)}")
+        found = self._call_if_alive("usage", {"build": build, "key": key})
         if found is not None:
             return Usage(**found)
         accounts = read_accounts(self._home.gateway, build)
@@ -125,7 +123,7 @@ class Gateway:
 
     def status(self) -> dict[str, Any]:
         """pid, version, endpoints (name, host, weight; never a key), rehearsal, sockets, in_flight, waiting."""
-        return self._call("GET", "/status")
+        return self._call("status")
 
     def probe(self, model: str, api: Api = Api.CHAT) -> tuple[str, ...]:
         """Ask every endpoint early whether address, key and model are right, and whether it speaks `api`; one line per
@@ -133,7 +131,7 @@ class Gateway:
 
         Raises, in one line, ModelUnavailable when none of them is, WrongUse when none of them speaks `api`.
         """
-        found = self._call("POST", "/probe", {"model": model, "api": api}, timeout_s=120)
+        found = self._call("probe", {"model": model, "api": api}, timeout_s=120)
         problems = found["problems"]
         if problems and len(problems) >= found["endpoints"]:
             if all(p["kind"] == Kind.OTHER_API for p in problems):
@@ -144,7 +142,7 @@ class Gateway:
     def examine(self, model: str, api: Api = Api.CHAT) -> tuple[Examined, ...]:
         """Ask every endpoint for its models and for one short answer of `model`; costs a few tokens at each."""
         asked = {"model": model, "api": api}
-        return _examined(self._call("POST", "/examine", asked, timeout_s=_EXAMINE_S)["endpoints"])
+        return _examined(self._call("examine", asked, timeout_s=_EXAMINE_S)["endpoints"])
 
     def comes_back(self) -> bool:
         """Wait for one that has died and is being started again; False when nobody does that, or in vain."""
@@ -162,7 +160,7 @@ class Gateway:
         """End the process and wait for it; nothing happens when it is not running."""
         if not self.alive():
             return
-        self._call("POST", "/stop", {})
+        self._call(_STOP)
         with claim(self._home.gateway / "gateway.lock", wait_s=_STOP_S) as free:
             if free:
                 return
@@ -195,36 +193,36 @@ class Gateway:
             lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
             raise LongshotError(f"the gateway does not start: {lines[-1][:300] if lines else 'see ' + str(log)}")
 
-    def _call(self, method: str, path: str, body: object = None, timeout_s: float = 30) -> dict[str, Any]:
-        """One request; said again to the next gateway when this one dies. Everything but /stop may be said twice."""
+    def _call(self, ask: str, more: Mapping[str, object] | None = None, timeout_s: float = 30) -> dict[str, Any]:
+        """One request; said again to the next gateway when this one dies. Everything but `stop` may be said twice."""
         try:
             try:
-                status, document = self._asked(method, path, body, timeout_s)
+                said = self._asked(ask, more, timeout_s)
             except (ConnectionError, FileNotFoundError):
-                if path == "/stop" or not self.comes_back():
+                if ask == _STOP or not self.comes_back():
                     raise
-                status, document = self._asked(method, path, body, timeout_s)
+                said = self._asked(ask, more, timeout_s)
         except _NO_ANSWER as e:
-            raise _unavailable(e) from e
-        return _accepted(status, document)
+            raise _unavailable(type(e).__name__) from e
+        return _accepted(said)
 
-    def _call_if_alive(self, method: str, path: str, body: object = None) -> dict[str, Any] | None:
+    def _call_if_alive(self, ask: str, more: Mapping[str, object]) -> dict[str, Any] | None:
         """As `_call`, but None when no gateway listens; nobody waits for the next one."""
         if not self._home.has_runtime:
             return None
         try:
-            status, document = self._asked(method, path, body)
+            said = self._asked(ask, more)
         except (ConnectionRefusedError, FileNotFoundError):
             return None
         except ConnectionError:  # it dies at this moment, or is too busy
-            return self._call(method, path, body)
+            return self._call(ask, more)
         except _NO_ANSWER as e:
-            raise _unavailable(e) from e
-        return _accepted(status, document)
+            raise _unavailable(type(e).__name__) from e
+        return _accepted(said)
 
-    def _asked(self, method: str, path: str, body: object, timeout_s: float = 30) -> tuple[int, Any]:
-        data = None if body is None else json.dumps(body).encode()
-        return self._lines.ask(str(self._socket), method, path, data, timeout_s)
+    def _asked(self, ask: str, more: Mapping[str, object] | None, timeout_s: float = 30) -> Any:
+        line = json.dumps({**(more or {}), "ask": ask}).encode() + b"\n"
+        return self._lines.ask(str(self._socket), line, timeout_s, again=ask != _STOP)
 
 
 def examine(home: Home, endpoints: Sequence[Endpoint], model: str, api: Api = Api.CHAT) -> tuple[Examined, ...]:
@@ -256,18 +254,19 @@ def _examined(found: Sequence[Mapping[str, Any]]) -> tuple[Examined, ...]:
     )
 
 
-def _unavailable(why: Exception) -> ModelUnavailable:
+def _unavailable(why: str) -> ModelUnavailable:
     return ModelUnavailable(
-        f"the gateway to the model does not answer ({type(why).__name__}); start it with `longshot up`, then `longshot resume BUILD`"
+        f"the gateway to the model does not answer ({why}); start it with `longshot up`, then `longshot resume BUILD`"
     )
 
 
-def _accepted(status: int, document: Any) -> dict[str, Any]:
-    """Raises WrongUse, in the gateway's words, when it refused."""
-    if status >= 400:
-        error = document.get("error", {}) if isinstance(document, dict) else {}
-        raise WrongUse(str(error.get("message", "the gateway refused"))[:500])
-    return dict(document)
+def _accepted(said: Any) -> dict[str, Any]:
+    """Raises WrongUse, in the gateway's words, when it refused; ModelUnavailable when it could not."""
+    if "answer" in said:
+        return dict(said["answer"])
+    if "refused" in said:
+        raise WrongUse(str(said["refused"])[:500])
+    raise _unavailable(str(said.get("failed"))[:100])
 
 
 class _Lines:
@@ -276,33 +275,28 @@ class _Lines:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._owner = os.getpid()
-        self._kept: deque[_UnixConnection] = deque()
+        self._kept: deque[_Line] = deque()
         weakref.finalize(self, _close_all, self._kept)
 
-    def ask(self, socket_path: str, method: str, path: str, data: bytes | None, timeout_s: float) -> tuple[int, Any]:
-        """(status, document). What is asked may be said twice, except /stop."""
+    def ask(self, socket_path: str, said: bytes, timeout_s: float, *, again: bool) -> Any:
+        """The answer. `again`: what is asked may be said twice."""
         if self._owner != os.getpid():  # two processes on one line would read each other's answers
             _close_all(self._kept)
             self._owner = os.getpid()
-        while path != "/stop":
+        while again:
             try:
                 line = self._kept.pop()
             except IndexError:
                 break
             with contextlib.suppress(ConnectionError):  # of a gateway that has gone, or has hung up meanwhile
-                return self._asked(line, method, path, data, timeout_s)
-        return self._asked(_UnixConnection(socket_path, self._clock), method, path, data, timeout_s)
+                return self._asked(line, said, timeout_s)
+        return self._asked(_Line(socket_path, timeout_s, self._clock), said, timeout_s)
 
-    def _asked(
-        self, line: "_UnixConnection", method: str, path: str, data: bytes | None, timeout_s: float
-    ) -> tuple[int, Any]:
+    def _asked(self, line: "_Line", said: bytes, timeout_s: float) -> Any:
         kept = False
         try:
-            line.wait_at_most(timeout_s)
-            line.request(method, path, data, {"content-type": "application/json"})
-            response = line.getresponse()
-            answer = response.status, json.loads(response.read())
-            kept = not response.will_close and len(self._kept) < _KEPT_LINES
+            answer = line.ask(said, timeout_s)
+            kept = len(self._kept) < _KEPT_LINES
             if kept:
                 self._kept.append(line)
             return answer
@@ -311,37 +305,46 @@ class _Lines:
                 line.close()
 
 
-def _close_all(lines: "deque[_UnixConnection]") -> None:
+def _close_all(lines: "deque[_Line]") -> None:
     while lines:
         lines.pop().close()
 
 
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str, clock: Clock) -> None:
-        super().__init__("gateway")
-        self._path = path
-        self._clock = clock
+class _Line:
+    """One connection."""
 
-    def wait_at_most(self, timeout_s: float) -> None:
-        """For one answer."""
-        self.timeout = timeout_s
-        if self.sock is not None:
-            self.sock.settimeout(timeout_s)
+    def __init__(self, path: str, timeout_s: float, clock: Clock) -> None:
+        self._socket = _connected(path, timeout_s, clock)
+        self._answers = self._socket.makefile("rb")
 
-    def connect(self) -> None:
-        for attempt in range(50):
-            self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            self.sock.settimeout(self.timeout)
-            try:
-                self.sock.connect(self._path)
-                return
-            except BlockingIOError:  # the queue of the listening socket is full; a thousand tasks may open at once
-                self.sock.close()
-                self._clock.sleep(0.02 * (attempt + 1))
-            except OSError:
-                self.sock.close()
-                raise
-        raise ConnectionAbortedError("the gateway is busy")
+    def ask(self, said: bytes, timeout_s: float) -> Any:
+        """Raises ConnectionError when the gateway hangs up."""
+        self._socket.settimeout(timeout_s)
+        self._socket.sendall(said)
+        answer = self._answers.readline()
+        if not answer.endswith(b"\n"):
+            raise ConnectionResetError("the gateway has hung up")
+        return json.loads(answer)
+
+    def close(self) -> None:
+        self._answers.close()
+        self._socket.close()
+
+
+def _connected(path: str, timeout_s: float, clock: Clock) -> socket.socket:
+    for attempt in range(50):
+        line = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        line.settimeout(timeout_s)
+        try:
+            line.connect(path)
+            return line
+        except BlockingIOError:  # the queue of the listening socket is full; a thousand tasks may open at once
+            line.close()
+            clock.sleep(0.02 * (attempt + 1))
+        except OSError:
+            line.close()
+            raise
+    raise ConnectionAbortedError("the gateway is busy")
 
 
 def _environment() -> dict[str, str]:

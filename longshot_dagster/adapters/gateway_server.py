@@ -1,7 +1,8 @@
 """What the gateway serves: one unix socket per task, behind which the keys, the token counts and the budget are.
 
 A sandbox is given the folder with its own socket and nothing else. The control socket lies in a folder that only the
-owner can enter. With `gateway_upstream.py` the only importer of aiohttp.
+owner can enter; on it a request is a line, `{"ask": NAME, ...}`, and so is its answer, `{"answer": {...}}`,
+`{"refused": "why"}` or `{"failed": "what"}`. With `gateway_upstream.py` the only importer of aiohttp.
 """
 
 import asyncio
@@ -11,8 +12,9 @@ import json
 import logging
 import os
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
+from typing import Any
 
 from aiohttp import web
 
@@ -29,10 +31,14 @@ from longshot_dagster.version import __version__
 
 MAX_REQUEST_BYTES = 64 << 20
 MAX_SOCKET_PATH = 107  # bytes, Linux
+_MAX_CONTROL_BYTES = 4 << 20
 _FLUSH_S = 0.5
 _PLANNERS = "planner-"  # how their keys begin
 # Nothing else of an endpoint is reachable from a sandbox: no files, no fine-tuning, no account.
 _POSTS = frozenset({"completions", *(api.path for api in Api)})
+
+_Asked = Mapping[str, Any]  # of the control socket
+_Told = dict[str, Any]
 
 log = logging.getLogger("longshot.gateway")
 
@@ -57,16 +63,18 @@ class GatewayServer:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
-        tasks, control = self._task_app(), self._control_app()
         # A client that hangs up cancels its request, so that nobody pays for an answer nobody reads.
-        self._tasks_runner = web.AppRunner(tasks, handler_cancellation=True, access_log=None, shutdown_timeout=1)
-        control_runner = web.AppRunner(control, access_log=None, shutdown_timeout=1)
+        self._tasks_runner = web.AppRunner(
+            self._task_app(), handler_cancellation=True, access_log=None, shutdown_timeout=1
+        )
         control_path = self._runtime / "gateway.sock"
         async with self._upstream:
             await self._tasks_runner.setup()
-            await control_runner.setup()
             await self._reopen()
-            control_server = await self._listen(control_runner, control_path, backlog=1024)
+            _make_room(control_path)
+            control_server = await asyncio.start_unix_server(
+                self._control, str(control_path), backlog=1024, limit=_MAX_CONTROL_BYTES
+            )
             flusher = asyncio.create_task(self._keep_flushing())
             self._look_again()
             log.info("serving %s", ", ".join(e.label for e in self._upstream.endpoints) or "no endpoint")
@@ -82,21 +90,17 @@ class GatewayServer:
                 for server in self._servers.values():
                     server.close()
                 await self._tasks_runner.cleanup()
-                await control_runner.cleanup()
                 await flusher
                 self._flush()
                 log.info("stopped")
 
     # --- sockets -----------------------------------------------------------------------------------------------------
 
-    async def _listen(self, runner: web.AppRunner, path: Path, backlog: int) -> asyncio.Server:
-        if len(os.fsencode(path)) > MAX_SOCKET_PATH:
-            raise WrongUse(f"{path} is longer than a unix socket's path may be; set TMPDIR to a shorter folder")
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)
-        assert runner.server is not None
-        ends = few_connections(runner.server, path) if runner is self._tasks_runner else runner.server
-        return await asyncio.get_running_loop().create_unix_server(ends, path=str(path), backlog=backlog)
+    async def _listen(self, path: Path) -> asyncio.Server:
+        _make_room(path)
+        assert self._tasks_runner.server is not None
+        ends = few_connections(self._tasks_runner.server, path)
+        return await asyncio.get_running_loop().create_unix_server(ends, path=str(path), backlog=64)
 
     def _socket_path(self, build: str, key: str) -> Path:
         short = hashlib.sha256(f"{build}/{key}".encode()).hexdigest()[:12]
@@ -105,7 +109,7 @@ class GatewayServer:
     async def _open_socket(self, build: str, key: str) -> str:
         path = str(self._socket_path(build, key))
         if path not in self._servers:
-            self._servers[path] = await self._listen(self._tasks_runner, Path(path), backlog=64)
+            self._servers[path] = await self._listen(Path(path))
             self._sockets[path] = (build, key)
             self._turns[path] = asyncio.Semaphore(MAX_AT_ONCE)
         return path
@@ -258,20 +262,43 @@ class GatewayServer:
 
     # --- the control socket ------------------------------------------------------------------------------------------
 
-    def _control_app(self) -> web.Application:
-        app = web.Application(client_max_size=4 << 20, middlewares=[_one_line_errors])
-        app.router.add_post("/open", self._control_open)
-        app.router.add_post("/close", self._control_close)
-        app.router.add_get("/usage", self._control_usage)
-        app.router.add_get("/status", self._control_status)
-        app.router.add_post("/endpoints", self._control_endpoints)
-        app.router.add_post("/probe", self._control_probe)
-        app.router.add_post("/examine", self._control_examine)
-        app.router.add_post("/stop", self._control_stop)
-        return app
+    async def _control(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One connection: its requests, one after the other."""
+        try:
+            while line := await reader.readline():
+                writer.write(json.dumps(await self._said(line)).encode() + b"\n")
+                await writer.drain()
+        except (ConnectionError, ValueError, asyncio.CancelledError):
+            pass  # it has gone, what it says never ends, or the gateway itself is ending
+        finally:
+            writer.close()
 
-    async def _control_open(self, request: web.Request) -> web.Response:
-        asked = await request.json()
+    async def _said(self, line: bytes) -> _Told:
+        try:
+            asked = json.loads(line)
+            return {"answer": await self._asks[asked["ask"]](asked)}
+        except LongshotError as e:
+            return {"refused": str(e)}
+        except (KeyError, ValueError, TypeError) as e:
+            return {"refused": f"the gateway did not understand the request ({type(e).__name__})"}
+        except Exception as e:  # a full disk
+            log.exception("a request could not be served")
+            return {"failed": type(e).__name__}
+
+    @property
+    def _asks(self) -> Mapping[str, Callable[[_Asked], Coroutine[Any, Any, _Told]]]:
+        return {
+            "open": self._open,
+            "close": self._close,
+            "usage": self._usage,
+            "status": self._status,
+            "endpoints": self._serve,
+            "probe": self._probe_all,
+            "examine": self._examine,
+            "stop": self._stop,
+        }
+
+    async def _open(self, asked: _Asked) -> _Told:
         build, key = _owner(asked)
         path = await self._open_socket(build, key)
         timeout_s = asked.get("timeout_s")
@@ -280,35 +307,33 @@ class GatewayServer:
         # Killed a moment later, the next gateway opens this socket again. A full disk is told by whoever closes it.
         with contextlib.suppress(OSError):
             await self._written()
-        return web.json_response({"path": path, "usage": vars(self._counts.usage(build, key))})
+        return {"path": path, "usage": vars(self._counts.usage(build, key))}
 
-    async def _control_close(self, request: web.Request) -> web.Response:
-        build, key = _owner(await request.json())
+    async def _close(self, asked: _Asked) -> _Told:
+        build, key = _owner(asked)
         self._close_socket(build, key)
         self._counts.close(build, key)
         await self._written()
-        return web.json_response({"usage": vars(self._counts.usage(build, key))})
+        return {"usage": vars(self._counts.usage(build, key))}
 
-    async def _control_usage(self, request: web.Request) -> web.Response:
-        return web.json_response(vars(self._counts.usage(request.query["build"], request.query.get("key"))))
+    async def _usage(self, asked: _Asked) -> _Told:
+        return vars(self._counts.usage(asked["build"], asked.get("key")))
 
-    async def _control_status(self, request: web.Request) -> web.Response:
+    async def _status(self, asked: _Asked) -> _Told:
         if self._looked and not self._looked.done():
             await asyncio.wait([self._looked], timeout=5)
-        return web.json_response(
-            {
-                "pid": os.getpid(),
-                "version": __version__,
-                "endpoints": [{"name": e.name, "host": e.host, "weight": e.weight} for e in self._upstream.endpoints],
-                "rehearsal": self._upstream.rehearsal,
-                "sockets": len(self._sockets),
-                "in_flight": self._in_flight,
-                "waiting": self._upstream.waiting,
-            }
-        )
+        return {
+            "pid": os.getpid(),
+            "version": __version__,
+            "endpoints": [{"name": e.name, "host": e.host, "weight": e.weight} for e in self._upstream.endpoints],
+            "rehearsal": self._upstream.rehearsal,
+            "sockets": len(self._sockets),
+            "in_flight": self._in_flight,
+            "waiting": self._upstream.waiting,
+        }
 
-    async def _control_endpoints(self, request: web.Request) -> web.Response:
-        endpoints = endpoints_from_wire((await request.json()).get("endpoints"))
+    async def _serve(self, asked: _Asked) -> _Told:
+        endpoints = endpoints_from_wire(asked.get("endpoints"))
         before = self._upstream.endpoints
         moved = {e.url for e in before} != {e.url for e in endpoints}
         if moved and before and self._in_flight:
@@ -322,14 +347,13 @@ class GatewayServer:
                 self._upstream.rehearsal = False
                 self._look_again()
             log.info("now serving %s", ", ".join(e.label for e in endpoints))
-        return web.json_response({})
+        return {}
 
-    async def _control_probe(self, request: web.Request) -> web.Response:
-        asked = await request.json()
+    async def _probe_all(self, asked: _Asked) -> _Told:
         api = Api(asked.get("api") or Api.CHAT)
         found = await asyncio.gather(*(self._probe(e, asked.get("model"), api) for e in self._upstream.endpoints))
         problems = [{"kind": r.kind, "line": r.line} for r in found if r]
-        return web.json_response({"endpoints": len(found), "problems": problems})
+        return {"endpoints": len(found), "problems": problems}
 
     async def _probe(self, endpoint: Endpoint, model: str | None, api: Api) -> Refusal | None:
         refusal, models = await self._upstream.look(endpoint)
@@ -349,14 +373,12 @@ class GatewayServer:
             return True
         return await self._upstream.learn(endpoint, api)
 
-    async def _control_examine(self, request: web.Request) -> web.Response:
-        asked = await request.json()
-        found = await self._upstream.examine(str(asked["model"]), Api(asked.get("api") or Api.CHAT))
-        return web.json_response({"endpoints": found})
+    async def _examine(self, asked: _Asked) -> _Told:
+        return {"endpoints": await self._upstream.examine(str(asked["model"]), Api(asked.get("api") or Api.CHAT))}
 
-    async def _control_stop(self, request: web.Request) -> web.Response:
+    async def _stop(self, asked: _Asked) -> _Told:
         asyncio.get_running_loop().call_later(0.05, self._stopping.set)
-        return web.json_response({})
+        return {}
 
     def _look_again(self) -> None:
         async def look() -> None:
@@ -367,8 +389,16 @@ class GatewayServer:
         self._looked = asyncio.create_task(look())
 
 
-def _owner(asked: object) -> tuple[str, str]:
-    build, key = (asked.get("build"), asked.get("key")) if isinstance(asked, dict) else (None, None)
+def _make_room(path: Path) -> None:
+    """For a socket at `path`. Raises WrongUse when no socket can be there."""
+    if len(os.fsencode(path)) > MAX_SOCKET_PATH:
+        raise WrongUse(f"{path} is longer than a unix socket's path may be; set TMPDIR to a shorter folder")
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+
+
+def _owner(asked: _Asked) -> tuple[str, str]:
+    build, key = asked.get("build"), asked.get("key")
     if not isinstance(build, str) or not is_key(key):
         raise WrongUse("the gateway needs the names of a build and of a task or planner")
     return build, str(key)
@@ -386,15 +416,3 @@ def _refused(refusal: Refusal, api: Api | None) -> web.Response:
     if refusal.retry_after_s:
         response.headers["retry-after"] = f"{refusal.retry_after_s:.0f}"
     return response
-
-
-@web.middleware
-async def _one_line_errors(
-    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-) -> web.StreamResponse:
-    try:
-        return await handler(request)
-    except LongshotError as e:
-        return _error(400, type(e).__name__, str(e))
-    except (KeyError, ValueError, TypeError) as e:
-        return _error(400, "WrongUse", f"the gateway did not understand the request ({type(e).__name__})")

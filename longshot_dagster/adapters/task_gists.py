@@ -104,7 +104,7 @@ class TaskGists:
         """Can no change of it hide behind the time it has? By its age or, whatever a clock says, by how long we know it."""
         now = time.monotonic()
         known, since = self._since.get(name, (None, now))
-        settles = _FINE_SETTLES_NS if folder[0] % 1_000_000 else _SETTLES_NS
+        settles = settles_ns(folder[0])
         if time.time_ns() - folder[0] > settles or (known == folder and now - since > settles / 1e9):
             self._since.pop(name, None)
             return True
@@ -185,6 +185,11 @@ class TaskGists:
             unfinished = self._file.with_suffix(f".{os.getpid()}")
             unfinished.write_bytes(sealed(text.encode()))
             unfinished.replace(self._file)
+
+
+def settles_ns(modified: int) -> int:
+    """How long a folder's time may stay the same for changes that follow one at `modified` (ns)."""
+    return _FINE_SETTLES_NS if modified % 1_000_000 else _SETTLES_NS
 
 
 def gist_of(ledger: "BuildLedger", task: str) -> TaskGist:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from longshot_dagster.adapters.ledger import BuildLedger
+from longshot_dagster.adapters.task_gists import settles_ns
 from longshot_dagster.core import events
 from longshot_dagster.core.events import Event
 from longshot_dagster.core.ids import IterationKey, parse_iteration_key
@@ -22,7 +23,6 @@ from longshot_dagster.core.models import (
 )
 from longshot_dagster.core.report import duration
 
-_SETTLES_NS = 2_000_000_000  # a folder's time may stay the same for changes that follow each other this fast
 _ALL_EVERY_S = 30.0
 
 
@@ -219,7 +219,7 @@ class BuildWatch:
             except FileNotFoundError:
                 continue
             if self._settled.get(name) != changed:
-                if now - changed > _SETTLES_NS:
+                if now - changed > settles_ns(changed):
                     self._settled[name] = changed
                 found.append(name)
             elif self.tally.landings.get(name) is LandingState.LANDED:
@@ -232,7 +232,7 @@ class BuildWatch:
         except FileNotFoundError:
             return []
         before, at = self._all_at
-        if changed != before or now - changed <= _SETTLES_NS or not 0 <= time.monotonic() - at < _ALL_EVERY_S:
+        if changed != before or now - changed <= settles_ns(changed) or not 0 <= time.monotonic() - at < _ALL_EVERY_S:
             self._all_at = changed, time.monotonic()
             self._open = set(_names(self._root / "tasks"))
         return list(self._open)

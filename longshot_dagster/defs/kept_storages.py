@@ -15,11 +15,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from dagster._core.scheduler.instigation import InstigatorState
 from dagster._core.storage.runs.sqlite.sqlite_run_storage import SqliteRunStorage
+from dagster._core.storage.schedules.schema import InstigatorsTable, JobTable
 from dagster._core.storage.schedules.sqlite.sqlite_schedule_storage import SqliteScheduleStorage
 from dagster._core.storage.sql import create_engine
 from dagster._core.storage.sqlite import SQLITE_BUSY_TIMEOUT_SECONDS, create_db_conn_string
-from dagster._serdes import ConfigurableClassData
+from dagster._serdes import ConfigurableClassData, serialize_value
+from dagster._time import get_current_datetime
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.pool import NullPool, QueuePool
 
@@ -130,6 +133,21 @@ class KeptSqliteScheduleStorage(SqliteScheduleStorage):
     def has_built_index(self, migration_name: str) -> bool:
         look = super().has_built_index
         return self._kept.there(migration_name, lambda: look(migration_name))
+
+    def update_instigator_state(self, state: InstigatorState) -> InstigatorState:
+        """As stock, which looks first, inserts and is refused before it updates: 4 ms, twice in each tick of a sensor."""
+        body, now = serialize_value(state), get_current_datetime()
+        values = {"status": state.status.value, "update_timestamp": now}
+        job = JobTable.update().where(JobTable.c.job_origin_id == state.instigator_origin_id)
+        instigator = InstigatorsTable.update().where(InstigatorsTable.c.selector_id == state.selector_id)
+        kind = state.instigator_type.value
+        with self.connect() as conn:
+            jobs = conn.execute(job.values(**values, job_body=body, selector_id=state.selector_id))
+            if jobs.rowcount and self._has_instigators_table(conn):
+                known = conn.execute(instigator.values(**values, instigator_type=kind, instigator_body=body))
+                if known.rowcount:
+                    return state
+        return super().update_instigator_state(state)
 
     def has_secondary_index_table(self) -> bool:
         return self._kept.there("secondary indexes", super().has_secondary_index_table)

@@ -228,6 +228,8 @@ def _result(
     requests = {str(r.run_key): r for r in due}
     new = [r for key, r in requests.items() if not 0 <= now - asked.get(key, 0.0) <= _ASK_AGAIN_S]
     noted = {key: asked.get(key, now) if requests[key] not in new else now for key in requests}
+    if new:
+        instance_of(context)  # which Dagster is about to ask for their partitions
     return dg.SensorResult(
         run_requests=new,
         dynamic_partitions_requests=add if new else [],

@@ -24,13 +24,17 @@ def longshot_of(context: dg.SensorEvaluationContext) -> LongshotResource:
 
 
 def instance_of(context: dg.SensorEvaluationContext) -> dg.DagsterInstance:
-    """The instance whose daemon asks; a code server has only one, and its threads share it as the webserver's do."""
+    """The instance whose daemon asks; a code server has only one, and its threads share it as the webserver's do.
+
+    From now on the context has it, too: Dagster asks it for the partitions of the runs that a tick requests.
+    """
     if context.instance_ref is None:
         return context.instance
     with _opening:
         if not _opened:
             _opened.append(dg.DagsterInstance.from_ref(context.instance_ref))
-        return _opened[0]
+    context._instance = _opened[0]  # private: should it be called otherwise one day, Dagster opens one as before
+    return _opened[0]
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""When the sensors may rest on, by a real ledger and real leases."""
+"""When the sensors may rest on, and which of them, by a real ledger and real leases."""
 
 import fcntl
 import os
@@ -10,9 +10,32 @@ import pytest
 
 from longshot_dagster.adapters.home import Home
 from longshot_dagster.adapters.ledger import BuildLedger, Ledger
-from longshot_dagster.adapters.stillness import AT_WORK_S, IDLE_S, SETTLES_S, Stillness
+from longshot_dagster.adapters.stillness import (
+    AT_WORK_S,
+    BACKLOG,
+    CHECKPOINTS,
+    FAILED_RUNS,
+    FINALIZE,
+    IDLE_S,
+    LOST_RUNS,
+    OF_BUILDS,
+    REPLAN,
+    SENSORS,
+    SETTLES_S,
+    Stillness,
+)
 from longshot_dagster.core.ids import IterationKey
-from longshot_dagster.core.models import BuildPhase, BuildRequest, Target, TargetKind
+from longshot_dagster.core.models import (
+    BuildPhase,
+    BuildRequest,
+    CheckResult,
+    CheckStatus,
+    MetricsSnapshot,
+    Plan,
+    Sweep,
+    Target,
+    TargetKind,
+)
 from longshot_dagster.core.settings import Settings
 
 KEY = IterationKey("b-1111", "root", 1)
@@ -20,7 +43,7 @@ TARGET = Target(repository="r", url="r", kind=TargetKind.REMOTE, base_branch="ma
 
 
 class Watched:
-    """A home, its stillness, and a clock and a newest run that a test moves."""
+    """A home, its stillness, and a clock and a newest run that ended badly, which a test moves."""
 
     def __init__(self, home: Home) -> None:
         self.home = home
@@ -33,6 +56,11 @@ class Watched:
 
     def lasts(self, waited_s: float = 5.0) -> bool:
         return self.stillness.lasts(waited_s)
+
+    def wanted(self, waited_s: float = 5.0) -> set[str]:
+        """The sensors that would look now."""
+        self.stillness.look_again()
+        return {s for s in SENSORS if not self.stillness.rests(s, waited_s)}
 
     def settled(self) -> "Watched":
         """Nothing has moved for long enough."""
@@ -127,10 +155,60 @@ def test_a_backlog_is_looked_at_as_often_as_ever(home: Home) -> None:
     assert not Watched(home).settled().lasts()
 
 
+def test_only_who_may_find_something_looks(home: Home, planning: BuildLedger) -> None:
+    watched = Watched(home).settled()
+    assert watched.wanted() == set()
+    watched.newest = "second"
+    assert watched.wanted() == {FAILED_RUNS}
+    lease = os.open(home.leases / "run-1", os.O_RDWR | os.O_CREAT)
+    assert watched.wanted() == {FAILED_RUNS, LOST_RUNS}  # it may be about to be locked
+    os.close(lease)
+    watched.now += SETTLES_S
+    planning.update_state(lambda s: s.moved(BuildPhase.PAUSED, "a reason"))
+    assert watched.wanted() == OF_BUILDS | {CHECKPOINTS}
+    watched.now += SETTLES_S
+    (home.root / "backlog").mkdir()
+    assert watched.wanted() == {BACKLOG}
+
+
+def test_each_kind_of_work_is_for_its_own_sensor(home: Home) -> None:
+    ledger = begun(home)
+    watched = Watched(home)
+    watched.wanted()
+    watched.now += SETTLES_S
+    assert watched.wanted() == {REPLAN}
+    ledger.open_iteration(KEY)
+    assert watched.wanted() == set()
+    ledger.freeze_plan(KEY, Plan(iteration=str(KEY), tasks=(), base="a" * 40))
+    ledger.save_metrics(KEY, MetricsSnapshot(iteration=str(KEY)))
+    assert watched.wanted() == {FINALIZE}
+    red = CheckResult(name="test", command="make test", status=CheckStatus.RED)
+    ledger.add_sweep(Sweep(number=1, head="a" * 40, checks=(red,), started_at=1.0, ended_at=2.0))
+    assert watched.wanted() == OF_BUILDS  # another build on the branch may mend it
+
+
+def test_a_sensor_looks_before_long_whatever_is_seen(home: Home) -> None:
+    watched = Watched(home).settled()
+    assert watched.wanted(AT_WORK_S - 1) == set()
+    assert watched.wanted(AT_WORK_S) == SENSORS
+    assert watched.wanted(-1.0) == SENSORS  # the clock was set back
+    assert not watched.stillness.rests("orphan_sandboxes", 5.0)  # nothing is known of what it looks at
+
+
+def test_what_one_look_has_seen_holds_for_all_until_the_next(home: Home) -> None:
+    watched = Watched(home).settled()
+    assert watched.wanted() == set()
+    begun(home)
+    assert watched.stillness.rests(REPLAN, 5.0)
+    watched.stillness.look_again()
+    assert not watched.stillness.rests(REPLAN, 5.0)
+
+
 def test_what_cannot_be_read_is_for_the_sensors_to_say(home: Home, planning: BuildLedger) -> None:
     watched = Watched(home).settled()
     Path(str(planning.directory / "request.json")).write_text("{")
     assert not watched.lasts()
+    assert watched.wanted() == SENSORS
 
 
 @pytest.mark.parametrize(("shift", "taken_since_is_seen"), [(-3600.0, False), (-0.5, False), (0.0, True)])

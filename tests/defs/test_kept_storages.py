@@ -11,8 +11,15 @@ from pathlib import Path
 import dagster as dg
 import pytest
 from dagster._core.definitions.run_request import InstigatorType
-from dagster._core.errors import DagsterRunAlreadyExists
-from dagster._core.scheduler.instigation import TickData, TickStatus
+from dagster._core.errors import DagsterInvariantViolationError, DagsterRunAlreadyExists
+from dagster._core.remote_origin import GrpcServerCodeLocationOrigin, RemoteInstigatorOrigin, RemoteRepositoryOrigin
+from dagster._core.scheduler.instigation import (
+    InstigatorState,
+    InstigatorStatus,
+    SensorInstigatorData,
+    TickData,
+    TickStatus,
+)
 from dagster._core.storage.event_log import SqliteEventLogStorage
 from dagster._core.storage.runs import SqliteRunStorage
 from dagster._core.storage.schedules import SqliteScheduleStorage
@@ -107,6 +114,19 @@ def test_a_runs_log_that_many_open_at_once_is_made_once(tmp_path: Path, _empty_d
     assert ("revision", schema.newest_revision()) in structure(tmp_path / "run.db")
 
 
+def test_a_current_index_is_known_to_have_all_of_it(tmp_path: Path, _empty_databases: Path) -> None:
+    shutil.copy(_empty_databases / "event_log_storage" / "index.db", tmp_path)
+    with contextlib.closing(sqlite3.connect(tmp_path / "index.db")) as connection:
+        tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        columns = {row[1] for row in connection.execute("PRAGMA table_info(asset_keys)")}
+    ours = KeptSqliteEventLogStorage(str(tmp_path))
+    assert ours.all_asset_keys() == []
+    assert ours._tables and ours._tables <= tables
+    assert ours._asset_columns == columns
+    assert not ours.has_table("unheard_of") and not ours.has_asset_key_col("unheard_of")
+    ours.dispose()
+
+
 def test_a_log_of_which_only_a_part_was_made_is_made_whole(tmp_path: Path, _empty_databases: Path) -> None:
     shutil.copy(_empty_databases / "event_log_storage" / "index.db", tmp_path)
     with contextlib.closing(sqlite3.connect(tmp_path / "run.db")) as connection:
@@ -134,6 +154,50 @@ def test_what_dagster_has_written_is_read_and_the_other_way_round(
     for kept in (schedules, stock_schedules):
         assert {t.status for t in kept.get_ticks("origin", "selector")} == {TickStatus.SKIPPED, TickStatus.STARTED}
     assert [structure(databases / f"{name}.db") for name in ("runs", "schedules")] == before
+
+
+def noted(database: Path) -> list[tuple[object, ...]]:
+    """What is stored of sensors, but when."""
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        jobs = connection.execute("SELECT job_origin_id, selector_id, status, job_type, job_body FROM jobs").fetchall()
+        columns = "selector_id, repository_selector_id, status, instigator_type, instigator_body"
+        return [*jobs, *connection.execute(f"SELECT {columns} FROM instigators").fetchall()]
+
+
+def test_how_a_sensor_stands_is_noted_as_dagster_notes_it(
+    databases: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    stock = tmp_path_factory.mktemp("stock")
+    shutil.copy(databases / "schedules.db", stock / "schedules.db")
+    storages = [
+        KeptSqliteScheduleStorage.from_config_value(None, {"base_dir": str(databases)}),
+        SqliteScheduleStorage.from_local(str(stock)),
+    ]
+    first, later = (sensor_state(InstigatorStatus.DECLARED_IN_CODE), sensor_state(InstigatorStatus.RUNNING, cursor="7"))
+    for storage in storages:
+        with pytest.raises(DagsterInvariantViolationError, match="not present"):
+            storage.update_instigator_state(first)
+        storage.add_instigator_state(first)
+        assert storage.update_instigator_state(later) == later
+        assert storage.get_instigator_state(later.instigator_origin_id, later.selector_id) == later
+        storage.dispose()
+    assert noted(databases / "schedules.db") == noted(stock / "schedules.db")
+
+
+def test_a_sensor_that_one_table_has_lost_is_not_refused(databases: Path, schedules: KeptSqliteScheduleStorage) -> None:
+    """As stock: what names the sensor in `jobs` changes with the address of the code, what names it beside that does not."""
+    schedules.add_instigator_state(sensor_state(InstigatorStatus.RUNNING))
+    with contextlib.closing(sqlite3.connect(databases / "schedules.db")) as connection, connection:
+        connection.execute("DELETE FROM jobs")
+    later = sensor_state(InstigatorStatus.RUNNING, cursor="7")
+    schedules.update_instigator_state(later)
+    assert schedules.get_instigator_state(later.instigator_origin_id, later.selector_id) == later
+
+
+def sensor_state(status: InstigatorStatus, cursor: str | None = None) -> InstigatorState:
+    location = GrpcServerCodeLocationOrigin(host="localhost", socket="code.sock", location_name="longshot")
+    origin = RemoteInstigatorOrigin(RemoteRepositoryOrigin(location, "__repository__"), "replan")
+    return InstigatorState(origin, InstigatorType.SENSOR, status, SensorInstigatorData(min_interval=1, cursor=cursor))
 
 
 def test_an_instance_has_our_storages(instance: dg.DagsterInstance) -> None:

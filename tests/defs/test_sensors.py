@@ -23,7 +23,7 @@ from longshot_dagster.core.models import (
     MetricsSnapshot,
     Sweep,
 )
-from longshot_dagster.defs import sensors
+from longshot_dagster.defs import sensors, ticks
 
 ROOT_1, ROOT_2 = IterationKey(BUILD, "root", 1), IterationKey(BUILD, "root", 2)
 
@@ -371,3 +371,25 @@ def test_a_run_whose_process_is_gone_is_marked_failed(
     tick(sensors.lost_runs, home, instance)
     found = {run.run_id: run.status for run in instance.get_runs()}
     assert found == {lost.run_id: dg.DagsterRunStatus.FAILURE, alive.run_id: status, unknown.run_id: status}
+
+
+def test_ticks_share_one_instance_with_what_dagster_asks_of_it(
+    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ticks, "_opened", [])
+    contexts = [tick_of(instance), tick_of(instance)]
+    found = [ticks.instance_of(context) for context in contexts]
+    assert found[0] is found[1]
+    assert [context.instance for context in contexts] == found
+    found[0].dispose()
+
+
+def tick_of(instance: dg.DagsterInstance) -> dg.SensorEvaluationContext:
+    """What a code server is given: where the instance is, not the instance."""
+    return dg.SensorEvaluationContext(
+        instance_ref=instance.get_ref(),
+        last_tick_completion_time=None,
+        last_run_key=None,
+        cursor=None,
+        repository_name=None,
+    )
