@@ -58,6 +58,9 @@ _CONFIG = (
 _NETWORK_CONFIG = ("push.followTags=false", "push.gpgSign=false", "fetch.prune=false", "fetch.writeCommitGraph=false")
 
 
+Line = tuple[str, frozenset[str]]  # the last commit of a line of commits, and all of them
+
+
 @dataclass(frozen=True)
 class Ran:
     """A finished git command; `out` holds its first bytes, up to what the caller asked to keep."""
@@ -93,6 +96,7 @@ class Git:
         self.contents: dict[str, bytes] = {}  # blob -> what it holds
         self.kept: dict[str, tuple[str, bytes]] = {}  # object -> its kind, what it holds; what work is compared with
         self.parents: dict[str, tuple[str, ...]] = {}  # commit -> its parents
+        self.lines: dict[str, Line] = {}  # base -> the longest line of commits after it that was followed
         self._dialogues: dict[tuple[str, ...], Dialogue] = {}
 
     def dialogue(self, *args: str, through: tuple[str, ...] = ()) -> Dialogue:

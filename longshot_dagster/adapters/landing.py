@@ -232,14 +232,14 @@ class LandingQueue:
         errors: dict[str, RepositoryError] = {}
         refused: dict[str, PushRefused] = {}
         lost, halved, taken = 0, 0, False
-        given: set[str] | None = None
-        while lost < MAX_ROUNDS:
-            entries = [e for e in self._queued() if e.task.id not in errors and e.task.id not in refused]
-            given = {e.task.id for e in entries} if given is None else given
-            entries = [e for e in entries if e.task.id in given]
+        entries = self._queued()
+        while entries:
+            if lost == MAX_ROUNDS:
+                raise LostRace(
+                    f"{self.mirror.target.branch} of {self.mirror.target.repository} moved {MAX_ROUNDS} times while "
+                    "landing; the tasks stay queued"
+                )
             share = entries[: max(1, len(entries) >> (lost + halved))]
-            if not share:
-                break
             self._began = self.clock.monotonic()
             remote = self._read_remote()
             self._expect_branch(remote)
@@ -253,20 +253,17 @@ class LandingQueue:
                 refused[share[0].task.id] = e
                 if not taken and len(refused) >= _REFUSED_ALONE:
                     raise  # it is not about what they hold
+                entries = entries[1:]
                 continue
             if not published:
                 lost += 1
                 continue
             self._write(batch)
+            entries = [e for e in entries if e.task.id not in batch.outcomes and e.task.id not in batch.errors]
             self._history.pushed(batch.remote.head, batch.head, batch.outcomes.values())
             errors |= batch.errors
             taken = taken or batch.head != batch.remote.head
             lost, halved = max(0, lost - 1), max(0, halved - 1)
-        else:
-            raise LostRace(
-                f"{self.mirror.target.branch} of {self.mirror.target.repository} moved {MAX_ROUNDS} times while landing; "
-                "the tasks stay queued"
-            )
         return errors | (self._withhold(refused) if taken else refused)
 
     def _withhold(self, refused: Mapping[str, PushRefused]) -> dict[str, RepositoryError]:

@@ -5,7 +5,7 @@ import shutil
 import threading
 
 from longshot_dagster.adapters.branch import commit
-from longshot_dagster.adapters.git import KEEP_BYTES, LOCAL_TIMEOUT_S, Git, version
+from longshot_dagster.adapters.git import KEEP_BYTES, LOCAL_TIMEOUT_S, Git, Line, version
 from longshot_dagster.adapters.git_dialogue import Dialogue
 from longshot_dagster.adapters.object_store import parents
 from longshot_dagster.core.errors import RepositoryError
@@ -14,6 +14,7 @@ _COMMAND = ("-c", "merge.conflictStyle=zdiff3", "merge-tree", "--write-tree", "-
 _FIRST_S = 20.0  # for an answer that takes milliseconds: a git that keeps its answers to itself is not asked again
 _LASTING = (2, 39)  # merge-tree --stdin
 _LONGEST = 500  # commits that are followed one by one
+_KEPT_LINES = 64
 _heard, _unheard = threading.Event(), threading.Event()  # in this process: does git answer before its input ends?
 
 
@@ -36,21 +37,28 @@ def merge_report(git: Git, onto: str, tip: str, base: str, at: float) -> tuple[b
 
 def _part(git: Git, onto: str, tip: str, base: str) -> bool:
     """Do two straight lines of commits lead from `base` to the two? Then it is their only merge base, for any git."""
-    theirs = _line(git, tip, base, frozenset())
-    return theirs is not None and _line(git, onto, base, frozenset(theirs)) is not None
+    theirs = _line(git, tip, base, (base, frozenset()))
+    # Each landing goes on from the last one, and hundreds of branches begin at the same base.
+    ours = _line(git, onto, base, git.lines.pop(base, (base, frozenset())))
+    if theirs is None or ours is None:
+        return False
+    git.lines[base] = ours
+    while len(git.lines) > _KEPT_LINES:
+        git.lines.pop(next(iter(git.lines)))
+    return ours[1].isdisjoint(theirs[1])
 
 
-def _line(git: Git, tip: str, base: str, others: frozenset[str]) -> list[str] | None:
-    """Commits after `base` up to `tip`, where each has but one parent, none is one of `others` and they are not too many."""
-    found: list[str] = []
-    known = git.parents
-    while tip != base:
-        above = known.get(tip) or parents(git, tip)
-        if len(above) != 1 or len(found) >= _LONGEST or tip in others:
+def _line(git: Git, tip: str, base: str, known: Line) -> Line | None:
+    """The commits after `base` up to `tip`, where each has but one parent and they are not too many; `known` may be its start."""
+    found, at = set[str](), tip
+    while at not in (base, known[0]):
+        above = git.parents.get(at) or parents(git, at)
+        if len(above) != 1 or len(found) >= _LONGEST:
             return None
-        found.append(tip)
-        tip = above[0]
-    return found
+        found.add(at)
+        at = above[0]
+    whole = found | known[1] if at == known[0] else found
+    return (tip, frozenset(whole)) if len(whole) <= _LONGEST else None
 
 
 def _stand_in(git: Git, onto: str, tip: str, base: str, at: float) -> str:

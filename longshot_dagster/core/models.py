@@ -5,6 +5,7 @@ records are snake_case. Sizes are bounded here, once: what comes from a model, a
 """
 
 from enum import StrEnum
+from functools import cached_property
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
@@ -265,9 +266,14 @@ class Plan(Record):
         """The tasks that go to workers, by priority and then as they were planned."""
         return tuple(sorted((t for t in self.tasks if not t.delegated), key=lambda t: t.priority))
 
+    @cached_property
+    def by_id(self) -> dict[str, Task]:
+        """The tasks that go to workers; asked for by each of a thousand of them."""
+        return {t.id: t for t in self.tasks if not t.delegated}
+
     def given(self, task: str) -> Task | None:
         """The task as a worker gets it; None when the plan has none of that name for a worker."""
-        return next((t for t in self.tasks if t.id == task and not t.delegated), None)
+        return self.by_id.get(task)
 
 
 # --- handoffs --------------------------------------------------------------------------------------------------------
