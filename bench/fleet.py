@@ -26,6 +26,7 @@ from fleeting.account import Account
 from fleeting.endpoint import FleetModel, path_of
 from fleeting.occupancy import Span, busy_share
 from fleeting.sandboxes import installed_as_a_package
+from fleeting.yardstick import Yardstick
 from restoring.loop import Installation, Result, git, make_repository
 
 from longshot_dagster.adapters.ledger import Ledger
@@ -69,7 +70,12 @@ def bench(executor: str, tasks: int, workers: int, task_seconds: float, requests
     (tree / "README.md").write_text("The beginning.\n", "utf-8")
     make_repository(bare, tree, "The beginning")
     began = time.monotonic()
-    with FleetModel(tasks) as model, Account() as used, _host(folder, bare, task_seconds, requests, used) as fleet:
+    with (
+        Yardstick() as yardstick,
+        FleetModel(tasks) as model,
+        Account() as used,
+        _host(folder, bare, task_seconds, requests, used) as fleet,
+    ):
         installation = Installation(folder, _settings(folder, executor, model.base_url, workers))
         tasks_only = _Tasks(installation, tasks, used)
         try:
@@ -78,7 +84,8 @@ def bench(executor: str, tasks: int, workers: int, task_seconds: float, requests
         finally:
             installation.down()
     figures = _figures(executor, tasks, workers, time.monotonic() - began, result, used, fleet, bare)
-    return {**figures, "cpu_ms_from_plan_to_landing": tasks_only.cpu_ms}
+    machine = {"yardstick_ms": yardstick.ms, "yardstick_least_ms": yardstick.least_ms}
+    return {**figures, "cpu_ms_from_plan_to_landing": tasks_only.cpu_ms, **machine}
 
 
 class _Tasks:

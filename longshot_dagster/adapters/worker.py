@@ -106,7 +106,7 @@ class WorkerRunner:
             course = Course(began)
 
             def stop() -> bool:
-                return cancelled() or self._ledger.cancel_requested(task.id)
+                return cancelled() or self._ledger.cancel_heard(task.id)
 
             try:
                 return retried(

@@ -1,5 +1,6 @@
 """What the ledger keeps of work that was interrupted, cancelled, set aside or begun anew."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 from longshot_dagster.adapters.exclusive import claim
 from longshot_dagster.adapters.ledger import BuildLedger, Ledger
+from longshot_dagster.adapters.task_documents import Uncancelled
 from longshot_dagster.core.errors import WrongUse
 from longshot_dagster.core.ids import IterationKey
 from longshot_dagster.core.landing_records import LandingOutcome, LandingState
@@ -165,3 +167,23 @@ def test_whoever_is_at_a_task_is_seen_from_outside(tmp_path: Path) -> None:
     with claim(lock) as mine:
         assert mine and ledger.at_work(TASK)
     assert not ledger.at_work(TASK)
+
+
+def test_who_asks_twice_a_second_whether_a_task_is_cancelled_looks_only_after_a_change(tmp_path: Path) -> None:
+    ledger, now, looks = new_build(tmp_path), [0.0], list[str]()
+    tasks = Path(str(ledger.directory)) / "tasks"
+    (tasks / TASK).mkdir(parents=True, exist_ok=True)
+    os.utime(tasks, ns=(5_000_001, 5_000_001))
+    uncancelled = Uncancelled(str(tasks), lambda: now[0])
+
+    def heard(seconds: float) -> bool:
+        now[0] += seconds
+        return uncancelled.heard(TASK, looked)
+
+    def looked(task: str) -> bool:
+        looks.append(task)
+        return ledger.cancel_requested(task)
+
+    assert [heard(0.5) for _ in range(20)] == [False] * 20 and looks == [TASK]
+    ledger.request_cancel(TASK, 7.0)
+    assert heard(0.3) and heard(0.01) and ledger.cancel_heard(TASK)
