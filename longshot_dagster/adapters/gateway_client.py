@@ -16,6 +16,7 @@ from typing import Any
 from longshot_dagster.adapters.documents import locked
 from longshot_dagster.adapters.exclusive import claim
 from longshot_dagster.adapters.home import Home
+from longshot_dagster.adapters.supervisor_lock import supervisor_pid
 from longshot_dagster.adapters.token_counts import read_accounts
 from longshot_dagster.core.clock import Clock, SystemClock
 from longshot_dagster.core.display import one_line
@@ -146,8 +147,6 @@ class Gateway:
 
     def comes_back(self) -> bool:
         """Wait for one that has died and is being started again; False when nobody does that, or in vain."""
-        from longshot_dagster.adapters.stack import supervisor_pid
-
         deadline = self._clock.monotonic() + _AWAY_S
         # An orderly end takes the socket's file along.
         while self._socket.exists() and supervisor_pid(self._home) and self._clock.monotonic() < deadline:

@@ -21,6 +21,7 @@ from longshot_dagster.adapters.checkpoint import Checkpoint, document_at
 from longshot_dagster.adapters.documents import locked
 from longshot_dagster.adapters.home import Home
 from longshot_dagster.adapters.mirror import Mirror
+from longshot_dagster.adapters.supervisor_lock import supervisor_pid
 from longshot_dagster.core.errors import TakenOver
 from longshot_dagster.core.models import Record
 from longshot_dagster.core.orchestrating import Hold, Orchestrator, hold, lost
@@ -47,8 +48,6 @@ class Seat:
 
     def document(self, now: float, released: bool) -> bytes:
         """This home's `orchestrator.json`."""
-        from longshot_dagster.adapters.stack import supervisor_pid
-
         pid = supervisor_pid(self.home) or 0
         return (
             Orchestrator(

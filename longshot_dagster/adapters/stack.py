@@ -5,7 +5,6 @@ $LONGSHOT_HOME/stack.json    StackInfo: port, pids, whether it is ready, why it 
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import signal
@@ -25,6 +24,7 @@ from longshot_dagster.adapters.gateway_client import Gateway
 from longshot_dagster.adapters.home import Home
 from longshot_dagster.adapters.ledger import Ledger
 from longshot_dagster.adapters.settings import STACK_MARK, without_secrets
+from longshot_dagster.adapters.supervisor_lock import supervisor_pid
 from longshot_dagster.adapters.ui_access import UiAccess
 from longshot_dagster.core.display import display
 from longshot_dagster.core.ending import runs_end_s
@@ -59,10 +59,6 @@ class StackFailed(LongshotError):
     """Raised when one of the stack's processes cannot start."""
 
 
-def lock_path(home: Home) -> Path:
-    return home.root / "stack.lock"
-
-
 def save_info(home: Home, info: StackInfo) -> None:
     write_atomically(home.root / "stack.json", info.model_dump_json(indent=1).encode())
 
@@ -72,21 +68,6 @@ def read_info(home: Home) -> StackInfo | None:
         return StackInfo.model_validate_json((home.root / "stack.json").read_bytes())
     except (FileNotFoundError, ValidationError):
         return None
-
-
-def supervisor_pid(home: Home) -> int | None:
-    """The pid that holds the stack's lock; None when nobody does. 0: somebody is just starting."""
-    try:
-        file = os.open(lock_path(home), os.O_RDONLY)
-    except FileNotFoundError:
-        return None
-    try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return None
-    except BlockingIOError:
-        return int(os.read(file, 20).strip() or b"0")
-    finally:
-        os.close(file)
 
 
 def running(home: Home) -> StackInfo | None:

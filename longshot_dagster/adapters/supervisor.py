@@ -35,12 +35,12 @@ from longshot_dagster.adapters.stack import (
     StackFailed,
     StackInfo,
     ending_s,
-    lock_path,
     pause_builds,
     save_info,
     tail,
 )
 from longshot_dagster.adapters.supervised import Adopted, Service, adopting, bury_orphans
+from longshot_dagster.adapters.supervisor_lock import lock_path
 from longshot_dagster.adapters.ui_access import UiAccess
 from longshot_dagster.core.endpoints import Endpoint, endpoints_from_wire
 from longshot_dagster.core.errors import LongshotError, WrongUse

@@ -10,6 +10,7 @@ from longshot_dagster.adapters.gateway_client import Gateway
 from longshot_dagster.adapters.home import Home
 from longshot_dagster.adapters.settings import BacklogPlace
 from longshot_dagster.adapters.stack import StackInfo
+from longshot_dagster.adapters.supervisor_lock import supervisor_pid
 from longshot_dagster.adapters.ui_access import UiAccess
 from longshot_dagster.cli.terminal import complain, say, waiting
 from longshot_dagster.core.endpoints import Endpoint
@@ -116,7 +117,7 @@ def backlog_place(home: Home, dotenv: Path | None, beside: Path | None = None) -
 def down(home: Home | None = None) -> int:
     """Idempotent."""
     home = home or settings.home(os.environ, settings.default_dotenv())
-    if stack.supervisor_pid(home):
+    if supervisor_pid(home):
         say("stopping Longshot; builds under way are paused ...")
     with waiting("ending runs and processes ..."):
         stopped = stack.stop(home)

@@ -10,10 +10,10 @@ from typing import Protocol, Self
 
 import click
 
-from longshot_dagster.adapters import stack
 from longshot_dagster.adapters.gateway_client import Gateway
 from longshot_dagster.adapters.home import Home
 from longshot_dagster.adapters.ledger import BuildLedger
+from longshot_dagster.adapters.supervisor_lock import supervisor_pid
 from longshot_dagster.cli.terminal import progress
 from longshot_dagster.cli.watching import BuildWatch, Tally
 from longshot_dagster.core.errors import LongshotError
@@ -74,7 +74,7 @@ def show(
             return End.ENDED
         if now >= due_stack:
             due_stack = now + _STACK_EVERY
-            if stack.supervisor_pid(home) is None and deserted():
+            if supervisor_pid(home) is None and deserted():
                 return End.DESERTED
         spent = time.thread_time() - began
         if not shown.wait(max(LOOK_SECONDS, min(_SLOWEST_LOOK, spent * _SHARE))):

@@ -22,7 +22,8 @@ from longshot_dagster.adapters.examining import (
 from longshot_dagster.adapters.examining_repository import examine_repository
 from longshot_dagster.adapters.home import Home
 from longshot_dagster.adapters.settings import resolve
-from longshot_dagster.adapters.stack import StackInfo, lock_path, save_info
+from longshot_dagster.adapters.stack import StackInfo, save_info
+from longshot_dagster.adapters.supervisor_lock import lock_path
 from longshot_dagster.core.endpoints import Endpoint
 from longshot_dagster.core.findings import Finding, Standing
 from longshot_dagster.version import __version__

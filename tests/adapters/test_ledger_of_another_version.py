@@ -14,6 +14,7 @@ from longshot_dagster.adapters import stack
 from longshot_dagster.adapters.home import Home
 from longshot_dagster.adapters.ledger import BuildLedger, Ledger
 from longshot_dagster.adapters.mirror import Mirror
+from longshot_dagster.adapters.supervisor_lock import lock_path
 from longshot_dagster.cli import main
 from longshot_dagster.cli.resuming import woken
 from longshot_dagster.core.errors import LedgerError, WrongUse
@@ -185,7 +186,7 @@ def test_while_another_versions_stack_runs_the_person_is_told_what_to_do(tmp_pat
     info = stack.StackInfo(pid=os.getpid(), port=1, version="0.0.9", started=1.0, ready=True)
     _ = home.logs
     stack.save_info(home, info)
-    with stack.lock_path(home).open("w") as lock:
+    with lock_path(home).open("w") as lock:
         lock.write(str(os.getpid()))
         lock.flush()
         fcntl.flock(lock, fcntl.LOCK_EX)

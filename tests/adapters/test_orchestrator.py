@@ -147,9 +147,9 @@ def test_a_checkpoint_without_a_name_is_anybodys(world: World, elsewhere: World)
 def test_one_that_drove_it_from_this_machine_and_is_gone_is_known_to_be_dead(
     world: World, elsewhere: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from longshot_dagster.adapters import stack
+    from longshot_dagster.adapters import orchestrator
 
-    monkeypatch.setattr(stack, "supervisor_pid", lambda home: os.getpid())
+    monkeypatch.setattr(orchestrator, "supervisor_pid", lambda home: os.getpid())
     assert world.queue().checkpoint() is None
     commit = git(world.origin, "rev-parse", REF)
     elsewhere.mirror.obtain(REF, commit)

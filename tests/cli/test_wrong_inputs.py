@@ -22,8 +22,8 @@ from longshot_dagster.adapters.gateway_client import Gateway
 from longshot_dagster.adapters.home import Home
 from longshot_dagster.adapters.ledger import Ledger
 from longshot_dagster.adapters.settings import resolve
-from longshot_dagster.adapters.stack import lock_path
 from longshot_dagster.adapters.starting import start_build
+from longshot_dagster.adapters.supervisor_lock import lock_path
 from longshot_dagster.cli import main
 from longshot_dagster.core.clock import SystemClock
 from longshot_dagster.core.endpoints import Endpoint
