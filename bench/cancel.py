@@ -26,7 +26,8 @@ from fleeting import wire
 from fleeting.endpoint import FleetModel, path_of
 from fleeting.sandboxes import FleetProvider, installed_as_a_package
 
-from longshot_dagster.adapters import processes, stack
+from longshot_dagster.adapters.host import processes
+from longshot_dagster.adapters.stack import stack
 from longshot_dagster.core.errors import LongshotError
 from longshot_dagster.core.usage import REHEARSAL_MODEL
 from longshot_dagster.testing.answers import Answer, Asked, play

@@ -24,7 +24,7 @@ from crashing.installation import Installation, Repository, Runs, settings, wait
 from crashing.killing import Kill, Killing, order
 from crashing.moments import Moments
 
-from longshot_dagster.adapters.ledger import BuildLedger
+from longshot_dagster.adapters.ledger.ledger import BuildLedger
 from longshot_dagster.core.errors import LongshotError
 
 FLIGHT = 10  # tasks at work at every kill

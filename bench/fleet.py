@@ -29,7 +29,7 @@ from fleeting.sandboxes import installed_as_a_package
 from fleeting.yardstick import Yardstick
 from restoring.loop import Installation, Result, git, make_repository
 
-from longshot_dagster.adapters.ledger import Ledger
+from longshot_dagster.adapters.ledger.ledger import Ledger
 from longshot_dagster.core.errors import LedgerError
 from longshot_dagster.core.usage import REHEARSAL_MODEL
 

@@ -22,8 +22,8 @@ from merging.queueing import Ours
 from merging.reference import Reference
 from merging.workload import Workload
 
-from longshot_dagster.adapters.branch import Branch
-from longshot_dagster.adapters.merger import Conflicted, Merged, Merger, Names
+from longshot_dagster.adapters.repository.branch import Branch
+from longshot_dagster.adapters.repository.merger import Conflicted, Merged, Merger, Names
 from longshot_dagster.core.landing_records import LandingOutcome, LandingState
 from longshot_dagster.core.settings import MergeStrategy
 

@@ -18,8 +18,8 @@ from restoring.loop import Installation, make_repository
 from waiting.figures import decile, replan_waits, slot_waits
 from waiting.steps import worker_steps
 
-from longshot_dagster.adapters import stack
-from longshot_dagster.adapters.ledger import Ledger
+from longshot_dagster.adapters.ledger.ledger import Ledger
+from longshot_dagster.adapters.stack import stack
 from longshot_dagster.core.errors import LongshotError
 from longshot_dagster.core.models import PlannedTask
 from longshot_dagster.core.usage import REHEARSAL_MODEL

@@ -19,13 +19,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from longshot_dagster.adapters.confinement import bubblewrap
-from longshot_dagster.adapters.home import Home
-from longshot_dagster.adapters.local_snapshots import remove_tree
-from longshot_dagster.adapters.mirror import Mirror
-from longshot_dagster.adapters.order_run import carry_out
-from longshot_dagster.adapters.sandbox_local import LocalProvider, LocalSandbox
-from longshot_dagster.adapters.warm import WarmStart, WarmStarts
+from longshot_dagster.adapters.host.home import Home
+from longshot_dagster.adapters.repository.mirror import Mirror
+from longshot_dagster.adapters.sandboxes.confinement import bubblewrap
+from longshot_dagster.adapters.sandboxes.local_snapshots import remove_tree
+from longshot_dagster.adapters.sandboxes.sandbox_local import LocalProvider, LocalSandbox
+from longshot_dagster.adapters.workers.order_run import carry_out
+from longshot_dagster.adapters.workers.warm import WarmStart, WarmStarts
 from longshot_dagster.core.clock import SystemClock
 from longshot_dagster.core.contract import Mode, WorkOrder
 from longshot_dagster.core.errors import SandboxRefused

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from longshot_dagster.adapters.worker_archive import worker_archive
+from longshot_dagster.adapters.sandboxes.worker_archive import worker_archive
 from longshot_dagster.version import __version__
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -86,8 +86,8 @@ def test_outside_a_checkout_the_package_finds_all_it_needs(built: Built, tmp_pat
     code = """
 import sys, hashlib, pathlib
 sys.path.insert(0, sys.argv[1])
-from longshot_dagster.adapters.shipped import prompt, shipped
-from longshot_dagster.adapters.worker_archive import worker_archive
+from longshot_dagster.adapters.host.shipped import prompt, shipped
+from longshot_dagster.adapters.sandboxes.worker_archive import worker_archive
 from longshot_dagster.testing.demo import prepare
 from longshot_dagster.testing.script import load
 for name in sys.argv[2:]:

@@ -14,11 +14,12 @@ from pathlib import Path
 from restoring.loop import git, make_repository
 
 from crashing.assignment import REQUEST, Mode, first_files
-from longshot_dagster.adapters import leases, processes, stack
-from longshot_dagster.adapters.gateway_client import Gateway
-from longshot_dagster.adapters.home import Home
-from longshot_dagster.adapters.ledger import BuildLedger, Ledger
+from longshot_dagster.adapters.gateway.gateway_client import Gateway
+from longshot_dagster.adapters.host import leases, processes
+from longshot_dagster.adapters.host.home import Home
+from longshot_dagster.adapters.ledger.ledger import BuildLedger, Ledger
 from longshot_dagster.adapters.settings import STACK_MARK
+from longshot_dagster.adapters.stack import stack
 from longshot_dagster.core.errors import LongshotError
 from longshot_dagster.core.ids import parse_iteration_key
 from longshot_dagster.core.report import EXIT_PAUSED

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from crashing.endpoint import Endpoint
 from crashing.installation import Installation
 from crashing.moments import PHASES, Caught, Moments
-from longshot_dagster.adapters.ledger import BuildLedger
+from longshot_dagster.adapters.ledger.ledger import BuildLedger
 from longshot_dagster.core.errors import LongshotError
 
 PATIENCE_S = 90.0  # for a moment to come

@@ -15,7 +15,7 @@ from pathlib import Path
 from crashing.endpoint import Endpoint
 from crashing.installation import Installation, Repository, Runs
 from crashing.watching import Watch
-from longshot_dagster.adapters.ledger import BuildLedger
+from longshot_dagster.adapters.ledger.ledger import BuildLedger
 
 REPLANS_AFTER = 3  # handoffs, and the root planner is asked again
 PHASES = ("plan", "dispatch", "ledger write", "push", "sweep")

@@ -22,12 +22,12 @@ _PATIENCE_S = 20.0
 _PR_SET_CHILD_SUBREAPER = 36
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 _ROLES = {
-    "longshot_dagster.adapters.supervisor": "supervisor",
+    "longshot_dagster.adapters.stack.supervisor": "supervisor",
     "longshot_dagster.defs.webserver": "webserver",
     "longshot_dagster.defs.daemon": "daemon",
     "dagster._daemon": "daemon",
-    "longshot_dagster.adapters.gateway": "gateway",
-    "longshot_dagster.adapters.run_starter": "run starter",
+    "longshot_dagster.adapters.gateway.gateway": "gateway",
+    "longshot_dagster.adapters.stack.run_starter": "run starter",
     "longshot_dagster.cli.main": "command",
     "grpc": "code server",
 }

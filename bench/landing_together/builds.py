@@ -4,11 +4,11 @@ from pathlib import Path
 
 from replaying.repository import Objects
 
-from longshot_dagster.adapters.home import Home
-from longshot_dagster.adapters.landing import LandingQueue
-from longshot_dagster.adapters.ledger import Ledger
-from longshot_dagster.adapters.mirror import Mirror
-from longshot_dagster.adapters.targets import resolve_target
+from longshot_dagster.adapters.host.home import Home
+from longshot_dagster.adapters.landing.queue import LandingQueue
+from longshot_dagster.adapters.ledger.ledger import Ledger
+from longshot_dagster.adapters.repository.mirror import Mirror
+from longshot_dagster.adapters.repository.targets import resolve_target
 from longshot_dagster.core.clock import SystemClock
 from longshot_dagster.core.ids import IterationKey, task_id
 from longshot_dagster.core.models import BuildRequest, Handoff, HandoffStatus, Plan, Task, WorkerRun

@@ -8,7 +8,7 @@ from typing import Any
 
 from restoring.loop import git
 
-from longshot_dagster.adapters.landing import LandingQueue
+from longshot_dagster.adapters.landing.queue import LandingQueue
 from longshot_dagster.core.landing_records import LandingState
 
 _FIELDS = "%x01".join(("%H", "%(trailers:key=Longshot-Source,valueonly,separator=%x2C)"))

@@ -10,9 +10,9 @@ from typing import Any
 
 from restoring.loop import git
 
-from longshot_dagster.adapters.branch import Branch
-from longshot_dagster.adapters.git import Git
-from longshot_dagster.adapters.merger import Conflicted, Merged, Merger, Names, Unchanged
+from longshot_dagster.adapters.repository.branch import Branch
+from longshot_dagster.adapters.repository.git import Git
+from longshot_dagster.adapters.repository.merger import Conflicted, Merged, Merger, Names, Unchanged
 from merging.workload import Stream
 
 _NAMES = Names("b-1", "r001-01", "0" * 40, "subject")

@@ -14,13 +14,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from longshot_dagster.adapters.home import Home
-from longshot_dagster.adapters.landing import LandingQueue
-from longshot_dagster.adapters.ledger import Ledger
-from longshot_dagster.adapters.lock_files import LockFiles
-from longshot_dagster.adapters.mirror import Mirror
-from longshot_dagster.adapters.providers import make_provider
-from longshot_dagster.adapters.targets import prepare_target, resolve_target
+from longshot_dagster.adapters.host.home import Home
+from longshot_dagster.adapters.landing.lock_files import LockFiles
+from longshot_dagster.adapters.landing.queue import LandingQueue
+from longshot_dagster.adapters.ledger.ledger import Ledger
+from longshot_dagster.adapters.repository.mirror import Mirror
+from longshot_dagster.adapters.repository.targets import prepare_target, resolve_target
+from longshot_dagster.adapters.sandboxes.providers import make_provider
 from longshot_dagster.core.clock import SystemClock
 from longshot_dagster.core.ids import IterationKey
 from longshot_dagster.core.landing_records import LandingOutcome, LandingState

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from restoring.loop import git
 
-from longshot_dagster.adapters.home import Home
-from longshot_dagster.adapters.landing import LandingQueue
-from longshot_dagster.adapters.ledger import Ledger
-from longshot_dagster.adapters.mirror import Mirror
-from longshot_dagster.adapters.targets import prepare_target, resolve_target
+from longshot_dagster.adapters.host.home import Home
+from longshot_dagster.adapters.landing.queue import LandingQueue
+from longshot_dagster.adapters.ledger.ledger import Ledger
+from longshot_dagster.adapters.repository.mirror import Mirror
+from longshot_dagster.adapters.repository.targets import prepare_target, resolve_target
 from longshot_dagster.core.clock import SystemClock
 from longshot_dagster.core.ids import IterationKey
 from longshot_dagster.core.landing_records import LandingOutcome

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 
-from longshot_dagster.adapters.home import Home
-from longshot_dagster.adapters.landing import LandingQueue
-from longshot_dagster.adapters.ledger import Ledger
-from longshot_dagster.adapters.mirror import Mirror
-from longshot_dagster.adapters.targets import prepare_target, resolve_target
+from longshot_dagster.adapters.host.home import Home
+from longshot_dagster.adapters.landing.queue import LandingQueue
+from longshot_dagster.adapters.ledger.ledger import Ledger
+from longshot_dagster.adapters.repository.mirror import Mirror
+from longshot_dagster.adapters.repository.targets import prepare_target, resolve_target
 from longshot_dagster.core.errors import WrongUse
 from longshot_dagster.core.ids import FIX, IterationKey, task_id
 from longshot_dagster.core.landing_records import LandingOutcome, LandingState

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from longshot_dagster.adapters.branch import commit
-from longshot_dagster.adapters.git import Git
-from longshot_dagster.adapters.object_store import Entry, graft, tree_of, write
+from longshot_dagster.adapters.repository.branch import commit
+from longshot_dagster.adapters.repository.git import Git
+from longshot_dagster.adapters.repository.object_store import Entry, graft, tree_of, write
 
 
 @dataclass(frozen=True)

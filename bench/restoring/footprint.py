@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
-from longshot_dagster.adapters.confinement import ROOT_VARIABLE
+from longshot_dagster.adapters.sandboxes.confinement import ROOT_VARIABLE
 
 Kind = Literal["orchestrator", "agents", "git"]
 EVERY_S = 0.1

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from longshot_dagster.adapters.home import Home
-from longshot_dagster.adapters.ledger import BuildLedger, Ledger
-from longshot_dagster.adapters.processes import end_tree, start_time
-from longshot_dagster.adapters.sandbox_local import LocalProvider
+from longshot_dagster.adapters.host.home import Home
+from longshot_dagster.adapters.host.processes import end_tree, start_time
+from longshot_dagster.adapters.ledger.ledger import BuildLedger, Ledger
+from longshot_dagster.adapters.sandboxes.sandbox_local import LocalProvider
 from longshot_dagster.core.errors import LedgerError, SandboxError
 from longshot_dagster.core.landing_records import LandingState
 from longshot_dagster.core.settings import Isolation

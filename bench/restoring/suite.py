@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from longshot_dagster.adapters.git import Git
-from longshot_dagster.adapters.sandbox_local import LocalProvider
+from longshot_dagster.adapters.repository.git import Git
+from longshot_dagster.adapters.sandboxes.sandbox_local import LocalProvider
 from longshot_dagster.core.display import display
 from longshot_dagster.core.sandbox import SandboxSpec
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from longshot_dagster.adapters.ledger import BuildLedger
+from longshot_dagster.adapters.ledger.ledger import BuildLedger
 from longshot_dagster.core.ids import ROOT
 from longshot_dagster.core.lifecycle import ROOT_REPLANS_AFTER
 from waiting.steps import WorkerStep

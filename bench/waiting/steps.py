@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from longshot_dagster.adapters.dagster_api import DagsterApi
+from longshot_dagster.adapters.stack.dagster_api import DagsterApi
 
 _EVENTS = """
 query Events($id: ID!, $after: String) {

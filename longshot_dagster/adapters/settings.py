@@ -20,9 +20,9 @@ from typing import Any, get_args
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from longshot_dagster.adapters.home import Home
-from longshot_dagster.adapters.installed_harnesses import installed_harnesses
-from longshot_dagster.adapters.installed_providers import installed_providers
+from longshot_dagster.adapters.host.home import Home
+from longshot_dagster.adapters.sandboxes.installed_harnesses import installed_harnesses
+from longshot_dagster.adapters.sandboxes.installed_providers import installed_providers
 from longshot_dagster.core.display import display, one_line
 from longshot_dagster.core.endpoints import Endpoint, parse_endpoints
 from longshot_dagster.core.errors import WrongUse
@@ -316,7 +316,7 @@ def _must_be_a_persons(dotenv: Path, text: str, found: Mapping[str, str]) -> Non
     names = [name for name, value in found.items() if name in refused and value.strip()]
     if not names:
         return
-    from longshot_dagster.adapters.committed import is_committed  # few commands need git before they begin
+    from longshot_dagster.adapters.repository.committed import is_committed  # few commands need git before they begin
 
     if is_committed(dotenv):
         raise WrongUse(

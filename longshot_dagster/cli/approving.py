@@ -6,9 +6,10 @@ from typing import Any
 
 import click
 
-from longshot_dagster.adapters import settings, stack
-from longshot_dagster.adapters.approving import Approving, Proposal
-from longshot_dagster.adapters.ledger import BuildLedger, Ledger
+from longshot_dagster.adapters import settings
+from longshot_dagster.adapters.landing.approving import Approving, Proposal
+from longshot_dagster.adapters.ledger.ledger import BuildLedger, Ledger
+from longshot_dagster.adapters.stack import stack
 from longshot_dagster.cli.consent import consent
 from longshot_dagster.cli.naming import named_task
 from longshot_dagster.cli.terminal import say, waiting

@@ -5,15 +5,15 @@ from collections.abc import Sequence
 
 import click
 
-from longshot_dagster.adapters.examining_repository import repository_notes
-from longshot_dagster.adapters.gateway_client import Gateway
-from longshot_dagster.adapters.home import Home
-from longshot_dagster.adapters.ledger import Ledger
-from longshot_dagster.adapters.mirror import Mirror
+from longshot_dagster.adapters.builds.examining_repository import repository_notes
+from longshot_dagster.adapters.builds.starting import prepared
+from longshot_dagster.adapters.gateway.gateway_client import Gateway
+from longshot_dagster.adapters.host.home import Home
+from longshot_dagster.adapters.host.shipped import prompt
+from longshot_dagster.adapters.ledger.ledger import Ledger
+from longshot_dagster.adapters.repository.mirror import Mirror
+from longshot_dagster.adapters.repository.targets import look_at
 from longshot_dagster.adapters.settings import Resolved
-from longshot_dagster.adapters.shipped import prompt
-from longshot_dagster.adapters.starting import prepared
-from longshot_dagster.adapters.targets import look_at
 from longshot_dagster.cli.terminal import say, say_under, waiting
 from longshot_dagster.core.clock import SystemClock
 from longshot_dagster.core.endpoints import Endpoint

@@ -3,9 +3,10 @@
 import os
 import time
 
-from longshot_dagster.adapters import settings, stack
-from longshot_dagster.adapters.home import Home
-from longshot_dagster.adapters.ledger import BuildLedger, Ledger
+from longshot_dagster.adapters import settings
+from longshot_dagster.adapters.host.home import Home
+from longshot_dagster.adapters.ledger.ledger import BuildLedger, Ledger
+from longshot_dagster.adapters.stack import stack
 from longshot_dagster.cli.dashboard import check_terminal, screen
 from longshot_dagster.cli.following import conclude, interruptible
 from longshot_dagster.cli.naming import newest

@@ -7,8 +7,10 @@ from typing import Any
 
 import click
 
-from longshot_dagster.adapters import cron, settings, stack
-from longshot_dagster.adapters.backlog import Backlog, Turn, book_of
+from longshot_dagster.adapters import settings
+from longshot_dagster.adapters.builds.backlog import Backlog, Turn, book_of
+from longshot_dagster.adapters.host import cron
+from longshot_dagster.adapters.stack import stack
 from longshot_dagster.cli import serving
 from longshot_dagster.cli.status import table
 from longshot_dagster.cli.terminal import say

@@ -8,17 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longshot_dagster.adapters import settings, stack
-from longshot_dagster.adapters.dagster_api import ENDED, ApiUnavailable, DagsterApi
-from longshot_dagster.adapters.gateway_client import Gateway
-from longshot_dagster.adapters.harness_layers import HarnessLayers
-from longshot_dagster.adapters.home import Home
-from longshot_dagster.adapters.ledger import Ledger
-from longshot_dagster.adapters.providers import make_provider
+from longshot_dagster.adapters import settings
+from longshot_dagster.adapters.builds.starting import check_request, new_build_name
+from longshot_dagster.adapters.gateway.gateway_client import Gateway
+from longshot_dagster.adapters.host.home import Home
+from longshot_dagster.adapters.ledger.ledger import Ledger
+from longshot_dagster.adapters.repository.targets import resolve_target
+from longshot_dagster.adapters.sandboxes.providers import make_provider
 from longshot_dagster.adapters.settings import Resolved
-from longshot_dagster.adapters.starting import check_request, new_build_name
-from longshot_dagster.adapters.targets import resolve_target
-from longshot_dagster.adapters.ui_access import UiAccess
+from longshot_dagster.adapters.stack import stack
+from longshot_dagster.adapters.stack.dagster_api import ENDED, ApiUnavailable, DagsterApi
+from longshot_dagster.adapters.stack.ui_access import UiAccess
+from longshot_dagster.adapters.workers.harness_layers import HarnessLayers
 from longshot_dagster.cli import serving
 from longshot_dagster.cli.asking import before_spending
 from longshot_dagster.cli.dashboard import check_terminal

@@ -7,9 +7,10 @@ from typing import Any
 
 import click
 
-from longshot_dagster.adapters import settings, stack
-from longshot_dagster.adapters.cleaning import Cleaning, Outcome, Removal
-from longshot_dagster.adapters.leftovers import Leftover, Leftovers
+from longshot_dagster.adapters import settings
+from longshot_dagster.adapters.builds.cleaning import Cleaning, Outcome, Removal
+from longshot_dagster.adapters.builds.leftovers import Leftover, Leftovers
+from longshot_dagster.adapters.stack import stack
 from longshot_dagster.cli.consent import consent
 from longshot_dagster.cli.terminal import say, say_under, waiting
 from longshot_dagster.core.cleaning import DAY_S, parse_days

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from longshot_dagster.adapters import stack
-from longshot_dagster.adapters.dagster_api import DagsterApi, Pool
-from longshot_dagster.adapters.home import Home
-from longshot_dagster.adapters.ledger import BuildLedger
-from longshot_dagster.adapters.ui_access import UiAccess
+from longshot_dagster.adapters.host.home import Home
+from longshot_dagster.adapters.ledger.ledger import BuildLedger
+from longshot_dagster.adapters.stack import stack
+from longshot_dagster.adapters.stack.dagster_api import DagsterApi, Pool
+from longshot_dagster.adapters.stack.ui_access import UiAccess
 from longshot_dagster.cli.watching import Tally
 from longshot_dagster.core.costs import cost_usd
 from longshot_dagster.core.dashboard import Occupancy, Scene, Stand, first_line, planner_rows, stands_of

@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longshot_dagster.adapters import git, settings, stack
-from longshot_dagster.adapters.gateway_client import Gateway
-from longshot_dagster.adapters.home import Home
-from longshot_dagster.adapters.providers import make_provider
-from longshot_dagster.adapters.starting import new_build_name
-from longshot_dagster.adapters.ui_access import UiAccess
+from longshot_dagster.adapters import settings
+from longshot_dagster.adapters.builds.starting import new_build_name
+from longshot_dagster.adapters.gateway.gateway_client import Gateway
+from longshot_dagster.adapters.host.home import Home
+from longshot_dagster.adapters.repository import git
+from longshot_dagster.adapters.sandboxes.providers import make_provider
+from longshot_dagster.adapters.stack import stack
+from longshot_dagster.adapters.stack.ui_access import UiAccess
 from longshot_dagster.cli import serving
 from longshot_dagster.cli.building import Order, run
 from longshot_dagster.cli.following import interruptible

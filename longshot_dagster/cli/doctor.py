@@ -9,11 +9,12 @@ from typing import NamedTuple, TypeVar
 
 import click
 
-from longshot_dagster.adapters import examining, settings
-from longshot_dagster.adapters.examining_agent import agents_api, examine_agent
-from longshot_dagster.adapters.examining_builds import examine_builds
-from longshot_dagster.adapters.examining_repository import Looked, examine_repository
-from longshot_dagster.adapters.home import Home
+from longshot_dagster.adapters import settings
+from longshot_dagster.adapters.builds import examining
+from longshot_dagster.adapters.builds.examining_agent import agents_api, examine_agent
+from longshot_dagster.adapters.builds.examining_builds import examine_builds
+from longshot_dagster.adapters.builds.examining_repository import Looked, examine_repository
+from longshot_dagster.adapters.host.home import Home
 from longshot_dagster.adapters.settings import PROCESS, Resolved
 from longshot_dagster.cli.building import given_repository
 from longshot_dagster.cli.following import interruptible

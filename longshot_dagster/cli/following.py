@@ -4,11 +4,11 @@ import contextlib
 import time
 from collections.abc import Iterator
 
-from longshot_dagster.adapters import stack
-from longshot_dagster.adapters.dagster_api import ActiveRun, DagsterApi
-from longshot_dagster.adapters.home import Home
-from longshot_dagster.adapters.ledger import BuildLedger, Ledger
-from longshot_dagster.adapters.ui_access import UiAccess
+from longshot_dagster.adapters.host.home import Home
+from longshot_dagster.adapters.ledger.ledger import BuildLedger, Ledger
+from longshot_dagster.adapters.stack import stack
+from longshot_dagster.adapters.stack.dagster_api import ActiveRun, DagsterApi
+from longshot_dagster.adapters.stack.ui_access import UiAccess
 from longshot_dagster.cli.dashboard import screen
 from longshot_dagster.cli.showing import End, Lines, show
 from longshot_dagster.cli.terminal import say, waiting

@@ -7,9 +7,9 @@ from typing import Any
 import click
 
 from longshot_dagster.adapters import settings
-from longshot_dagster.adapters.harness_layers import HarnessLayers, Layer
-from longshot_dagster.adapters.installed_harnesses import harness_facts, installed_harnesses
+from longshot_dagster.adapters.sandboxes.installed_harnesses import harness_facts, installed_harnesses
 from longshot_dagster.adapters.settings import Resolved
+from longshot_dagster.adapters.workers.harness_layers import HarnessLayers, Layer
 from longshot_dagster.cli.status import table
 from longshot_dagster.cli.terminal import say, waiting
 from longshot_dagster.core.errors import WrongUse

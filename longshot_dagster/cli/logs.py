@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from longshot_dagster.adapters import settings
-from longshot_dagster.adapters.home import Home
-from longshot_dagster.adapters.ledger import BuildLedger, Ledger
+from longshot_dagster.adapters.host.home import Home
+from longshot_dagster.adapters.ledger.ledger import BuildLedger, Ledger
 from longshot_dagster.cli.following import interruptible
 from longshot_dagster.cli.naming import build_or_task, named_task, newest
 from longshot_dagster.cli.showing import LOOK_SECONDS, Objects, Stream, echo_json, show

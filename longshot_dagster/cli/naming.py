@@ -2,7 +2,7 @@
 
 import re
 
-from longshot_dagster.adapters.ledger import Ledger
+from longshot_dagster.adapters.ledger.ledger import Ledger
 from longshot_dagster.core.errors import WrongUse
 from longshot_dagster.core.ids import parse_task_partition, task_partition
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from longshot_dagster.adapters import settings
-from longshot_dagster.adapters.ledger import Ledger
+from longshot_dagster.adapters.ledger.ledger import Ledger
 from longshot_dagster.cli.naming import newest
 from longshot_dagster.cli.terminal import say
 from longshot_dagster.core.display import display
@@ -25,7 +25,7 @@ def report(build: str | None, form: str | None, output: str | None) -> int:
     home = settings.home(os.environ, settings.default_dotenv())
     builds = Ledger(home.builds)
     ledger = builds.existing(build or newest(builds))
-    from longshot_dagster.adapters.last_word import last_word
+    from longshot_dagster.adapters.builds.last_word import last_word
 
     word = last_word(ledger, home, time.time())
     kind = form or (_BY_SUFFIX.get(Path(output).suffix.lower()) if output else None)
@@ -45,7 +45,7 @@ def _rendered(word: LastWord, form: str | None) -> str:
     """Without a form, for a terminal."""
     match form:
         case "html" | "markdown":
-            from longshot_dagster.adapters import last_word as writing
+            from longshot_dagster.adapters.builds import last_word as writing
 
             return (writing.page(word) if form == "html" else writing.markdown(word)).rstrip("\n")
         case "json":

@@ -3,7 +3,7 @@
 import os
 
 from longshot_dagster.adapters import settings
-from longshot_dagster.adapters.resetting import Resetting, reset_target
+from longshot_dagster.adapters.builds.resetting import Resetting, reset_target
 from longshot_dagster.cli.building import given_repository
 from longshot_dagster.cli.consent import consent
 from longshot_dagster.cli.terminal import say, waiting

@@ -6,14 +6,15 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from longshot_dagster.adapters import settings, stack
-from longshot_dagster.adapters.dagster_api import ENDED, DagsterApi
-from longshot_dagster.adapters.gateway_client import Gateway
-from longshot_dagster.adapters.home import Home
-from longshot_dagster.adapters.ledger import BuildLedger
-from longshot_dagster.adapters.mirror import Mirror
-from longshot_dagster.adapters.providers import make_provider
-from longshot_dagster.adapters.restoring import Restorable, Restoring, behind
+from longshot_dagster.adapters import settings
+from longshot_dagster.adapters.builds.restoring import Restorable, Restoring, behind
+from longshot_dagster.adapters.gateway.gateway_client import Gateway
+from longshot_dagster.adapters.host.home import Home
+from longshot_dagster.adapters.ledger.ledger import BuildLedger
+from longshot_dagster.adapters.repository.mirror import Mirror
+from longshot_dagster.adapters.sandboxes.providers import make_provider
+from longshot_dagster.adapters.stack import stack
+from longshot_dagster.adapters.stack.dagster_api import ENDED, DagsterApi
 from longshot_dagster.cli import serving
 from longshot_dagster.cli.asking import ask, served
 from longshot_dagster.cli.building import JOB, OP, given_repository

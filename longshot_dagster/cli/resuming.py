@@ -10,11 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from longshot_dagster.adapters import leases, settings, stack
-from longshot_dagster.adapters.dagster_api import ActiveRun, DagsterApi
-from longshot_dagster.adapters.home import Home
-from longshot_dagster.adapters.ledger import BuildLedger, Ledger
-from longshot_dagster.adapters.ui_access import UiAccess
+from longshot_dagster.adapters import settings
+from longshot_dagster.adapters.host import leases
+from longshot_dagster.adapters.host.home import Home
+from longshot_dagster.adapters.ledger.ledger import BuildLedger, Ledger
+from longshot_dagster.adapters.stack import stack
+from longshot_dagster.adapters.stack.dagster_api import ActiveRun, DagsterApi
+from longshot_dagster.adapters.stack.ui_access import UiAccess
 from longshot_dagster.cli import restoring, serving
 from longshot_dagster.cli.dashboard import check_terminal
 from longshot_dagster.cli.following import (

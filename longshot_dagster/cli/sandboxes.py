@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import click
 
 from longshot_dagster.adapters import settings
-from longshot_dagster.adapters.orphans import Found, Orphanage, Reaped
+from longshot_dagster.adapters.workers.orphans import Found, Orphanage, Reaped
 from longshot_dagster.cli.terminal import complain, say, waiting
 from longshot_dagster.core.clock import SystemClock
 from longshot_dagster.core.display import one_line

@@ -5,13 +5,15 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from longshot_dagster.adapters import endpoint_news, settings, stack
-from longshot_dagster.adapters.gateway_client import Gateway
-from longshot_dagster.adapters.home import Home
+from longshot_dagster.adapters import settings
+from longshot_dagster.adapters.gateway import endpoint_news
+from longshot_dagster.adapters.gateway.gateway_client import Gateway
+from longshot_dagster.adapters.host.home import Home
+from longshot_dagster.adapters.host.supervisor_lock import supervisor_pid
 from longshot_dagster.adapters.settings import BacklogPlace
-from longshot_dagster.adapters.stack import StackInfo
-from longshot_dagster.adapters.supervisor_lock import supervisor_pid
-from longshot_dagster.adapters.ui_access import UiAccess
+from longshot_dagster.adapters.stack import stack
+from longshot_dagster.adapters.stack.stack import StackInfo
+from longshot_dagster.adapters.stack.ui_access import UiAccess
 from longshot_dagster.cli.terminal import complain, say, waiting
 from longshot_dagster.core.endpoints import Endpoint
 from longshot_dagster.core.errors import WrongUse
@@ -41,7 +43,7 @@ def up(detach: bool, home: Home | None = None) -> int:
     if detach:
         _say_where(home)(in_background(home, dotenv, endpoints, backlog))
         return 0
-    from longshot_dagster.adapters.supervisor import Supervisor
+    from longshot_dagster.adapters.stack.supervisor import Supervisor
 
     say("starting Longshot (Ctrl-C stops it) ...")
     with contextlib.ExitStack() as until_ready:
@@ -102,7 +104,9 @@ def backlog_place(home: Home, dotenv: Path | None, beside: Path | None = None) -
     """
     place = settings.backlog(os.environ, dotenv, home, beside)
     if beside is not None and place.folder == beside.absolute() / "backlog" and not place.named:
-        from longshot_dagster.adapters.committed import is_committed  # few commands need git before they begin
+        from longshot_dagster.adapters.repository.committed import (
+            is_committed,  # few commands need git before they begin
+        )
 
         if is_committed(place.folder):
             complain(
@@ -130,7 +134,7 @@ def tidied(home: Home) -> None:
     """No sandbox stays behind; what killed workers had done is kept for their builds."""
     if not any((home.root / "sandboxes").glob("sb-*")):
         return
-    from longshot_dagster.adapters.tidying import tidy  # git, which few commands need
+    from longshot_dagster.adapters.builds.tidying import tidy  # git, which few commands need
 
     with waiting("keeping what killed workers had done ..."):
         kept = tidy(home)

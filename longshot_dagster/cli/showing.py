@@ -10,10 +10,10 @@ from typing import Protocol, Self
 
 import click
 
-from longshot_dagster.adapters.gateway_client import Gateway
-from longshot_dagster.adapters.home import Home
-from longshot_dagster.adapters.ledger import BuildLedger
-from longshot_dagster.adapters.supervisor_lock import supervisor_pid
+from longshot_dagster.adapters.gateway.gateway_client import Gateway
+from longshot_dagster.adapters.host.home import Home
+from longshot_dagster.adapters.host.supervisor_lock import supervisor_pid
+from longshot_dagster.adapters.ledger.ledger import BuildLedger
 from longshot_dagster.cli.terminal import progress
 from longshot_dagster.cli.watching import BuildWatch, Tally
 from longshot_dagster.core.errors import LongshotError

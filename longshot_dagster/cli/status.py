@@ -8,15 +8,16 @@ from typing import Any
 
 import click
 
-from longshot_dagster.adapters import settings, stack
-from longshot_dagster.adapters.apart import Apart
-from longshot_dagster.adapters.checkpoint import Checkpoint, Form
-from longshot_dagster.adapters.exclusive import held_since
-from longshot_dagster.adapters.git import Git
-from longshot_dagster.adapters.home import Home
-from longshot_dagster.adapters.ledger import BuildLedger, Ledger
-from longshot_dagster.adapters.shared_main import waits_for
-from longshot_dagster.adapters.unlanded import unlanded
+from longshot_dagster.adapters import settings
+from longshot_dagster.adapters.host.exclusive import held_since
+from longshot_dagster.adapters.host.home import Home
+from longshot_dagster.adapters.landing.shared_main import waits_for
+from longshot_dagster.adapters.landing.unlanded import unlanded
+from longshot_dagster.adapters.ledger.apart import Apart
+from longshot_dagster.adapters.ledger.checkpoint import Checkpoint, Form
+from longshot_dagster.adapters.ledger.ledger import BuildLedger, Ledger
+from longshot_dagster.adapters.repository.git import Git
+from longshot_dagster.adapters.stack import stack
 from longshot_dagster.cli.naming import build_or_task
 from longshot_dagster.cli.terminal import say, say_under
 from longshot_dagster.core.clock import SystemClock

@@ -9,10 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import click
 
-from longshot_dagster.adapters import settings, stack
-from longshot_dagster.adapters.dagster_api import ENDED, DagsterApi
-from longshot_dagster.adapters.home import Home
-from longshot_dagster.adapters.ledger import BuildLedger, Ledger
+from longshot_dagster.adapters import settings
+from longshot_dagster.adapters.host.home import Home
+from longshot_dagster.adapters.ledger.ledger import BuildLedger, Ledger
+from longshot_dagster.adapters.stack import stack
+from longshot_dagster.adapters.stack.dagster_api import ENDED, DagsterApi
 from longshot_dagster.cli import serving
 from longshot_dagster.cli.following import BUILD_TAG, end_runs, interruptible, kept
 from longshot_dagster.cli.naming import build_or_task, named_task

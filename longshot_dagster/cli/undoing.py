@@ -6,11 +6,12 @@ from typing import Any
 
 import click
 
-from longshot_dagster.adapters import settings, stack
-from longshot_dagster.adapters.home import Home
-from longshot_dagster.adapters.ledger import BuildLedger, Ledger
-from longshot_dagster.adapters.lock_files import LockFiles
-from longshot_dagster.adapters.undoing import Undoing, Undone
+from longshot_dagster.adapters import settings
+from longshot_dagster.adapters.builds.undoing import Undoing, Undone
+from longshot_dagster.adapters.host.home import Home
+from longshot_dagster.adapters.landing.lock_files import LockFiles
+from longshot_dagster.adapters.ledger.ledger import BuildLedger, Ledger
+from longshot_dagster.adapters.stack import stack
 from longshot_dagster.cli.consent import consent
 from longshot_dagster.cli.naming import build_or_task
 from longshot_dagster.cli.terminal import say, waiting
@@ -56,7 +57,7 @@ def _locks(home: Home, ledger: BuildLedger) -> LockFiles:
     request = ledger.request()
 
     def provider() -> SandboxProvider:
-        from longshot_dagster.adapters.providers import make_provider
+        from longshot_dagster.adapters.sandboxes.providers import make_provider
 
         return make_provider(request.settings, request.origins, home)[0]
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from longshot_dagster.adapters.ledger import BuildLedger
-from longshot_dagster.adapters.task_gists import settles_ns
+from longshot_dagster.adapters.ledger.ledger import BuildLedger
+from longshot_dagster.adapters.ledger.task_gists import settles_ns
 from longshot_dagster.core import events
 from longshot_dagster.core.events import Event
 from longshot_dagster.core.ids import IterationKey, parse_iteration_key

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 import dagster as dg
 
 from longshot_dagster.adapters import settings
-from longshot_dagster.adapters.backlog import Ask, Backlog, Fate, Turn
+from longshot_dagster.adapters.builds.backlog import Ask, Backlog, Fate, Turn
 from longshot_dagster.core.backlog import Standing, Start, State
 from longshot_dagster.core.clock import Clock, SystemClock
 from longshot_dagster.core.display import one_line

@@ -97,9 +97,9 @@ start_build = building.to_job(
 
 def begin(config: StartBuildConfig, build: str, longshot: LongshotResource) -> BuildRequest:
     """Raises WrongUse for what cannot be built as it is asked for."""
-    from longshot_dagster.adapters.gateway_client import Gateway
+    from longshot_dagster.adapters.builds.starting import start_build
+    from longshot_dagster.adapters.gateway.gateway_client import Gateway
     from longshot_dagster.adapters.settings import launched
-    from longshot_dagster.adapters.starting import start_build
     from longshot_dagster.core.clock import SystemClock
 
     home = longshot.installation()
@@ -116,7 +116,7 @@ def begin(config: StartBuildConfig, build: str, longshot: LongshotResource) -> B
 
 
 def name_for(request: str) -> str:
-    from longshot_dagster.adapters.starting import check_request, new_build_name
+    from longshot_dagster.adapters.builds.starting import check_request, new_build_name
 
     return new_build_name(check_request(request))
 

@@ -2,7 +2,7 @@
 
 Stock, sensors look every five seconds, whatever their interval says (`MIN_INTERVAL_LOOP_TIME`), and half of the time from a
 handoff to the next plan is spent waiting for that. And all of them look as often when there is nothing to see, at 30 ms of
-CPU a tick: ours rest as long as each would find nothing (`adapters/stillness.py`). Nor do they, or the queue of runs, wait
+CPU a tick: ours rest as long as each would find nothing (`adapters/stack/stillness.py`). Nor do they, or the queue of runs, wait
 out an hour by which the clock was set back.
 
 One of the few modules that import private ones of Dagster, whose version is pinned; tests/defs/test_daemon.py is the contract.
@@ -33,15 +33,15 @@ from dagster._daemon.sensor import execute_sensor_iteration_loop
 from dagster._utils.interrupts import capture_interrupts
 
 from longshot_dagster.adapters import settings
-from longshot_dagster.adapters.home import Home
-from longshot_dagster.adapters.stillness import Stillness
-from longshot_dagster.adapters.waking import Listening
+from longshot_dagster.adapters.host.home import Home
+from longshot_dagster.adapters.host.waking import Listening
+from longshot_dagster.adapters.stack.stillness import Stillness
 
 _SENSORS_REST_S = 1.1  # a sensor is not asked again within its minimum interval, one second
 
 
 class WokenSensorDaemon(SensorDaemon):
-    """Waits between two looks for a word from `adapters/waking.py`, as long as the stock class waits for nothing."""
+    """Waits between two looks for a word from `adapters/host/waking.py`, as long as the stock class waits for nothing."""
 
     def core_loop(self, workspace_process_context: IWorkspaceProcessContext, shutdown_event: threading.Event) -> Any:
         home = Home(Path(os.environ["LONGSHOT_HOME"]).expanduser())

@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from longshot_dagster.adapters.ledger import BuildLedger, Ledger
+from longshot_dagster.adapters.ledger.ledger import BuildLedger, Ledger
 from longshot_dagster.core.display import one_line
 from longshot_dagster.core.errors import LedgerError, WrongUse
 from longshot_dagster.core.ids import parse_iteration_key, parse_task_partition

@@ -47,8 +47,8 @@ from dagster._core.execution.step_dependency_config import (
 from dagster._core.execution.tags import get_tag_concurrency_limits_config
 from dagster._core.executor.base import Executor
 
-from longshot_dagster.adapters import leases
-from longshot_dagster.adapters.home import Home
+from longshot_dagster.adapters.host import leases
+from longshot_dagster.adapters.host.home import Home
 from longshot_dagster.core.ending import grace_s
 from longshot_dagster.defs.event_storage import KeptSqliteEventLogStorage
 from longshot_dagster.defs.ready_steps import PromptClaims, ReadySteps, keep_apart, prioritise

@@ -6,7 +6,7 @@ from typing import Any
 
 import dagster as dg
 
-from longshot_dagster.adapters.ledger import BuildLedger
+from longshot_dagster.adapters.ledger.ledger import BuildLedger
 from longshot_dagster.core.errors import Cancelled, LedgerError, LongshotError, SandboxError
 from longshot_dagster.core.finalizing import AskForFixes, WorkLeft, outcome, work_left
 from longshot_dagster.core.landing_records import LandingOutcome, LandingState
@@ -95,7 +95,7 @@ def finalize(tools: BuildTools, number: int, cancelled: Callable[[], bool]) -> B
 
 def report_on(tools: BuildTools, sweep: Sweep | None) -> BuildReport:
     """The report of a drained build from its whole ledger; `sweep` is the newest, None when nothing was checked."""
-    from longshot_dagster.adapters.last_word import spent
+    from longshot_dagster.adapters.builds.last_word import spent
 
     ledger = tools.ledger
     names, head = ledger.task_ids(), tools.mirror.fetch()
@@ -151,14 +151,14 @@ def _back_to_work(ledger: BuildLedger, ended: WorkLeft | AskForFixes, number: in
 
 def report_record(tools: BuildTools) -> Metadata:
     """What the UI shows of a build that has a report."""
-    from longshot_dagster.adapters.last_word import last_word, markdown  # git and pandas, which no sensor needs
+    from longshot_dagster.adapters.builds.last_word import last_word, markdown  # git and pandas, which no sensor needs
 
     word = last_word(tools.ledger, tools.home, tools.clock.now())
     return report_metadata(word, markdown(word, picture=True))
 
 
 def _end(tools: BuildTools, report: BuildReport) -> None:
-    from longshot_dagster.adapters.last_word import write_last_word
+    from longshot_dagster.adapters.builds.last_word import write_last_word
 
     with contextlib.suppress(OSError, LedgerError):  # a page is never worth a build: `longshot report` makes it again
         write_last_word(tools.ledger, tools.home, tools.clock.now())

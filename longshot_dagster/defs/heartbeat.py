@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from longshot_dagster.adapters.home import Home
+from longshot_dagster.adapters.host.home import Home
 from longshot_dagster.defs.ticks import longshot_of
 
 if TYPE_CHECKING:
-    from longshot_dagster.adapters.heartbeat import Heartbeat
+    from longshot_dagster.adapters.landing.heartbeat import Heartbeat
 
 _CHECKPOINTS = (
     "Pushes a checkpoint of every build under way at least once a minute, so that others see who drives it, and a last one "
@@ -20,7 +20,7 @@ _CHECKPOINTS = (
 
 @cache
 def _heart(root: str) -> "Heartbeat":
-    from longshot_dagster.adapters.heartbeat import Heartbeat
+    from longshot_dagster.adapters.landing.heartbeat import Heartbeat
     from longshot_dagster.core.clock import SystemClock
 
     return Heartbeat(Home(Path(root)), SystemClock())

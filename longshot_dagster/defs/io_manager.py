@@ -14,9 +14,9 @@ import dagster as dg
 from pydantic import Field
 from upath import UPath
 
-from longshot_dagster.adapters.documents import write_atomically
-from longshot_dagster.adapters.home import Home
-from longshot_dagster.adapters.ledger import BuildLedger, Ledger
+from longshot_dagster.adapters.host.documents import write_atomically
+from longshot_dagster.adapters.host.home import Home
+from longshot_dagster.adapters.ledger.ledger import BuildLedger, Ledger
 from longshot_dagster.core.errors import IncompleteIteration, LedgerError
 from longshot_dagster.core.ids import IterationKey, parse_iteration_key
 from longshot_dagster.core.landing_records import LandingOutcome

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import dagster as dg
 
-from longshot_dagster.adapters.apart import Apart
+from longshot_dagster.adapters.ledger.apart import Apart
 from longshot_dagster.core import ids
 from longshot_dagster.core.errors import BuildPaused, Cancelled, IncompleteIteration, LedgerError
 from longshot_dagster.core.ids import IterationKey, parse_iteration_key

@@ -1,7 +1,7 @@
 """Starts runs as forks of the run starter, and cancels them by their lease; without a starter, as Dagster does.
 
 The code server's own way starts an interpreter per run, knows only runs of its own process, and forgets them when it dies.
-`load_definitions`, `load`, `execute`, `bury` and `serve` are what the run starter (adapters/run_starter.py) takes from here.
+`load_definitions`, `load`, `execute`, `bury` and `serve` are what the run starter (adapters/stack/run_starter.py) takes from here.
 
 One of the few modules that import private ones of Dagster, whose version is pinned; tests/defs/test_launcher.py is the
 contract.
@@ -24,9 +24,10 @@ from dagster._core.instance.ref import InstanceRef
 from dagster._core.launcher.base import LaunchRunContext
 from dagster._core.storage.event_log.schema import SqlEventLogStorageMetadata
 
-from longshot_dagster.adapters import leases, run_starter, waking
-from longshot_dagster.adapters.documents import Stamp, stamp_at
-from longshot_dagster.adapters.home import Home
+from longshot_dagster.adapters.host import leases, waking
+from longshot_dagster.adapters.host.documents import Stamp, stamp_at
+from longshot_dagster.adapters.host.home import Home
+from longshot_dagster.adapters.stack import run_starter
 from longshot_dagster.defs import schema
 
 _GRPC_INFO = ".dagster/grpc_info"  # on runs that the code server has started
@@ -58,16 +59,16 @@ _LOADED = (
     "dagster._core.storage.root",
     "dagster._core.storage.sqlite_storage",
     "dagster._core.system_config.composite_descent",
-    "longshot_dagster.adapters.checkpoint",
-    "longshot_dagster.adapters.gateway_client",
-    "longshot_dagster.adapters.landing",
-    "longshot_dagster.adapters.planner",
-    "longshot_dagster.adapters.providers",
+    "longshot_dagster.adapters.ledger.checkpoint",
+    "longshot_dagster.adapters.gateway.gateway_client",
+    "longshot_dagster.adapters.landing.queue",
+    "longshot_dagster.adapters.workers.planner",
+    "longshot_dagster.adapters.sandboxes.providers",
     "longshot_dagster.adapters.settings",
-    "longshot_dagster.adapters.shared_main",
-    "longshot_dagster.adapters.stack",
-    "longshot_dagster.adapters.sweeper",
-    "longshot_dagster.adapters.worker",
+    "longshot_dagster.adapters.landing.shared_main",
+    "longshot_dagster.adapters.stack.stack",
+    "longshot_dagster.adapters.workers.sweeper",
+    "longshot_dagster.adapters.workers.worker",
     "longshot_dagster.defs.launcher",
     "openai",
     "pydantic_ai",
@@ -148,7 +149,8 @@ def load_definitions(module: str) -> None:
 
 def load() -> None:
     """Import whatever else runs need, and have the jobs and the instance's configuration work out what they keep."""
-    from longshot_dagster.adapters import installed_providers, llm
+    from longshot_dagster.adapters.sandboxes import installed_providers
+    from longshot_dagster.adapters.workers import llm
 
     for name in _LOADED:
         importlib.import_module(name)

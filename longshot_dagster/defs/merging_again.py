@@ -30,6 +30,6 @@ def spared_fix(tools: BuildTools, task: Task) -> Handoff | None:
     """Just before a conflict's fix starts: does what it is to redo merge by now? Then no worker is needed."""
     if task.kind is not TaskKind.CONFLICT_FIX:
         return None
-    from longshot_dagster.adapters.second_look import spared
+    from longshot_dagster.adapters.landing.second_look import spared
 
     return spared(tools.ledger, tools.landing.look_again, tools.mirror.fetch, tools.clock, task)

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import dagster as dg
 
-from longshot_dagster.adapters.ledger import BuildLedger
+from longshot_dagster.adapters.ledger.ledger import BuildLedger
 from longshot_dagster.core.display import code_block, display, one_line
 from longshot_dagster.core.landing_records import LandingOutcome, LandingState
 from longshot_dagster.core.last_word import LastWord

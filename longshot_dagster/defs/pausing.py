@@ -6,7 +6,7 @@ from typing import Literal
 
 import dagster as dg
 
-from longshot_dagster.adapters.ledger import BuildLedger
+from longshot_dagster.adapters.ledger.ledger import BuildLedger
 from longshot_dagster.core.display import one_line
 from longshot_dagster.core.errors import (
     BudgetExhausted,

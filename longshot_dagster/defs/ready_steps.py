@@ -46,7 +46,7 @@ def prioritise(run_id: str, priorities: Mapping[str, int]) -> None:
 
 
 class Starting(Protocol):
-    """Who decides which waiting tasks may start beside those at work: `adapters/apart.py`."""
+    """Who decides which waiting tasks may start beside those at work: `adapters/ledger/apart.py`."""
 
     def starting(self, waiting: Sequence[str]) -> AbstractContextManager[Start]: ...
     def begun(self, tasks: Iterable[str]) -> None: ...

@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING, TypeVar, cast
 import dagster as dg
 from pydantic import Field, PrivateAttr
 
-from longshot_dagster.adapters.home import Home
-from longshot_dagster.adapters.ledger import BuildLedger, Ledger
-from longshot_dagster.adapters.waking import Lookout
+from longshot_dagster.adapters.host.home import Home
+from longshot_dagster.adapters.host.waking import Lookout
+from longshot_dagster.adapters.ledger.ledger import BuildLedger, Ledger
 from longshot_dagster.core.clock import Clock, SystemClock
 from longshot_dagster.core.landing_records import LandingState
 from longshot_dagster.core.models import BuildRequest, Sweep
 
 if TYPE_CHECKING:
-    from longshot_dagster.adapters.gateway_client import Gateway
-    from longshot_dagster.adapters.landing import LandingQueue
-    from longshot_dagster.adapters.mirror import Mirror
-    from longshot_dagster.adapters.planner import Planner
-    from longshot_dagster.adapters.shared_main import SharedMain
-    from longshot_dagster.adapters.worker import WorkerRunner
+    from longshot_dagster.adapters.gateway.gateway_client import Gateway
+    from longshot_dagster.adapters.landing.queue import LandingQueue
+    from longshot_dagster.adapters.landing.shared_main import SharedMain
+    from longshot_dagster.adapters.repository.mirror import Mirror
+    from longshot_dagster.adapters.workers.planner import Planner
+    from longshot_dagster.adapters.workers.worker import WorkerRunner
     from longshot_dagster.core.sandbox import SandboxProvider
 
 T = TypeVar("T")
@@ -62,7 +62,7 @@ class BuildTools:
 
     @property
     def mirror(self) -> "Mirror":
-        from longshot_dagster.adapters.mirror import Mirror
+        from longshot_dagster.adapters.repository.mirror import Mirror
 
         return self._once("mirror", lambda: Mirror(self.home, self.request.target))
 
@@ -71,7 +71,7 @@ class BuildTools:
         """The host's gateway, running. This process holds no key, so it cannot start one: WrongUse when there is none."""
 
         def make() -> "Gateway":
-            from longshot_dagster.adapters.gateway_client import Gateway
+            from longshot_dagster.adapters.gateway.gateway_client import Gateway
 
             gateway = Gateway(self.home)
             gateway.ensure(None)
@@ -82,7 +82,7 @@ class BuildTools:
     @property
     def provider(self) -> "SandboxProvider":
         def make() -> "SandboxProvider":
-            from longshot_dagster.adapters.providers import make_provider
+            from longshot_dagster.adapters.sandboxes.providers import make_provider
 
             return make_provider(self.request.settings, self.request.origins, self.home)[0]
 
@@ -90,14 +90,14 @@ class BuildTools:
 
     @property
     def planner(self) -> "Planner":
-        from longshot_dagster.adapters.planner import Planner
+        from longshot_dagster.adapters.workers.planner import Planner
 
         return self._once("planner", lambda: Planner(self.ledger, self.request, self.mirror, self.gateway, self.clock))
 
     @property
     def worker(self) -> "WorkerRunner":
-        from longshot_dagster.adapters.harness_layers import HarnessLayers
-        from longshot_dagster.adapters.worker import WorkerRunner
+        from longshot_dagster.adapters.workers.harness_layers import HarnessLayers
+        from longshot_dagster.adapters.workers.worker import WorkerRunner
 
         def make() -> "WorkerRunner":
             agents = HarnessLayers(self.home).agents(self.request.settings)
@@ -108,8 +108,8 @@ class BuildTools:
 
     @property
     def landing(self) -> "LandingQueue":
-        from longshot_dagster.adapters.landing import LandingQueue
-        from longshot_dagster.adapters.lock_files import LockFiles
+        from longshot_dagster.adapters.landing.lock_files import LockFiles
+        from longshot_dagster.adapters.landing.queue import LandingQueue
         from longshot_dagster.core.landing import gathering_s
 
         def make() -> "LandingQueue":
@@ -120,7 +120,7 @@ class BuildTools:
 
     @property
     def shared_main(self) -> "SharedMain":
-        from longshot_dagster.adapters.shared_main import SharedMain
+        from longshot_dagster.adapters.landing.shared_main import SharedMain
 
         return self._once("shared_main", lambda: SharedMain(self.home, self.request))
 
@@ -131,7 +131,7 @@ class BuildTools:
 
     def sweep(self, head: str, number: int, iteration: str, cancelled: Callable[[], bool]) -> Sweep:
         """Build and test `head` in a clean checkout inside a sandbox; the result is not saved yet."""
-        from longshot_dagster.adapters.sweeper import run_sweep
+        from longshot_dagster.adapters.workers.sweeper import run_sweep
 
         return run_sweep(
             self.ledger, self.request, self.provider, self.mirror, self.clock, head, number, iteration, cancelled
@@ -139,7 +139,7 @@ class BuildTools:
 
     def end_sandboxes(self) -> None:
         """What killed processes have left of a build that is over. Raises SandboxError."""
-        from longshot_dagster.adapters.recovery import end_all
+        from longshot_dagster.adapters.workers.recovery import end_all
 
         end_all(self.provider, self.ledger)
 

@@ -10,9 +10,9 @@ from typing import TypeGuard
 
 import dagster as dg
 
-from longshot_dagster.adapters import leases
-from longshot_dagster.adapters.ledger import BuildLedger
-from longshot_dagster.adapters.shared_main import SharedMain, view_beside_others
+from longshot_dagster.adapters.host import leases
+from longshot_dagster.adapters.landing.shared_main import SharedMain, view_beside_others
+from longshot_dagster.adapters.ledger.ledger import BuildLedger
 from longshot_dagster.core.clock import Clock, SystemClock
 from longshot_dagster.core.errors import LedgerError, WrongUse
 from longshot_dagster.core.ids import FIX, ROOT
@@ -136,7 +136,7 @@ def lost_runs(context: dg.SensorEvaluationContext) -> dg.SkipReason:
 
 @dg.sensor(minimum_interval_seconds=60, default_status=RUNNING, description=_ORPHAN_SANDBOXES)
 def orphan_sandboxes(context: dg.SensorEvaluationContext) -> dg.SkipReason:
-    from longshot_dagster.adapters.orphans import (
+    from longshot_dagster.adapters.workers.orphans import (
         Orphanage,
     )  # the worker's and the repository's modules, which no tick needs
 

@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from longshot_dagster.adapters.home import Home
-from longshot_dagster.adapters.loopback import loopback
+from longshot_dagster.adapters.host.home import Home
+from longshot_dagster.adapters.host.loopback import loopback
 from longshot_dagster.adapters.settings import STACK_MARK
-from longshot_dagster.adapters.ui_access import UiAccess
-from longshot_dagster.adapters.web_guard import App, WebGuard
+from longshot_dagster.adapters.stack.ui_access import UiAccess
+from longshot_dagster.adapters.stack.web_guard import App, WebGuard
 from longshot_dagster.core.web_guard import allowed_hosts
 
 

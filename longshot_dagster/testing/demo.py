@@ -6,7 +6,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from longshot_dagster.adapters.shipped import shipped
+from longshot_dagster.adapters.host.shipped import shipped
 from longshot_dagster.core.errors import RepositoryError
 from longshot_dagster.testing import phrasebook
 

@@ -28,7 +28,7 @@ from typing import Any
 
 from aiohttp import web
 
-from longshot_dagster.adapters.sandbox_local import LocalProvider
+from longshot_dagster.adapters.sandboxes.sandbox_local import LocalProvider
 from longshot_dagster.core.errors import SandboxError, WrongUse
 from longshot_dagster.core.sandbox import SandboxSpec
 from longshot_dagster.core.settings import Isolation

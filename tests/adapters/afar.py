@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from longshot_dagster.adapters.sandbox_local import LocalProvider, LocalSandbox
+from longshot_dagster.adapters.sandboxes.sandbox_local import LocalProvider, LocalSandbox
 from longshot_dagster.core.errors import Cancelled
 from longshot_dagster.core.sandbox import Capabilities, SandboxInfo, SandboxSpec
 from longshot_dagster.core.settings import Isolation

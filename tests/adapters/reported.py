@@ -4,8 +4,8 @@ import hashlib
 from pathlib import Path
 from random import Random
 
-from longshot_dagster.adapters.home import Home
-from longshot_dagster.adapters.ledger import BuildLedger, Ledger
+from longshot_dagster.adapters.host.home import Home
+from longshot_dagster.adapters.ledger.ledger import BuildLedger, Ledger
 from longshot_dagster.core.ids import IterationKey, task_id
 from longshot_dagster.core.landing_records import Concern, ConcernKind, LandingOutcome, LandingState
 from longshot_dagster.core.models import (

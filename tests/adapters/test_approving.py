@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 from repositories import BUILD, World, bare, commit_on, files_at, git, trailers
 
-from longshot_dagster.adapters.approvals import approval_of, save_approval
-from longshot_dagster.adapters.approved_parts import ApprovedParts
-from longshot_dagster.adapters.approving import Approving
-from longshot_dagster.adapters.checkpoint import Checkpoint
-from longshot_dagster.adapters.undoing import Undoing
+from longshot_dagster.adapters.builds.undoing import Undoing
+from longshot_dagster.adapters.landing.approved_parts import ApprovedParts
+from longshot_dagster.adapters.landing.approving import Approving
+from longshot_dagster.adapters.ledger.approvals import approval_of, save_approval
+from longshot_dagster.adapters.ledger.checkpoint import Checkpoint
 from longshot_dagster.core.clock import SystemClock
 from longshot_dagster.core.errors import RepositoryError, WrongUse
 from longshot_dagster.core.landing_records import ConcernKind, LandingState

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from longshot_dagster.adapters import backlog as adapter
-from longshot_dagster.adapters import backlog_folder, settings
-from longshot_dagster.adapters.backlog import Ask, Backlog, Fate
-from longshot_dagster.adapters.backlog_folder import read
-from longshot_dagster.adapters.home import Home
-from longshot_dagster.adapters.ledger import Ledger
+from longshot_dagster.adapters import settings
+from longshot_dagster.adapters.builds import backlog as adapter
+from longshot_dagster.adapters.builds import backlog_folder
+from longshot_dagster.adapters.builds.backlog import Ask, Backlog, Fate
+from longshot_dagster.adapters.builds.backlog_folder import read
+from longshot_dagster.adapters.host.home import Home
+from longshot_dagster.adapters.ledger.ledger import Ledger
 from longshot_dagster.core import backlog_item
 from longshot_dagster.core.backlog import ASK_AGAIN_S, SETTLE_S, Start, State
 from longshot_dagster.core.errors import LedgerError, WrongUse

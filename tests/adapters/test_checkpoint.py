@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from repositories import BUILD, World, bare, files_at, git
 
-from longshot_dagster.adapters.checkpoint import Checkpoint
-from longshot_dagster.adapters.documents import parsed
+from longshot_dagster.adapters.host.documents import parsed
+from longshot_dagster.adapters.ledger.checkpoint import Checkpoint
 from longshot_dagster.core.landing_records import LandingOutcome
 from longshot_dagster.core.models import HandoffStatus
 from longshot_dagster.core.settings import Settings

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from repositories import BUILD, World, bare, commit_on, files_at, git
 
-from longshot_dagster.adapters.unlanded import unlanded
+from longshot_dagster.adapters.landing.unlanded import unlanded
 from longshot_dagster.core.landing_records import ConcernKind, LandingOutcome, LandingState
 from longshot_dagster.core.settings import Settings
 

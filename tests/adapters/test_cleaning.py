@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 from repositories import World, bare, commit_on, files_at, git
 
-from longshot_dagster.adapters import build_refs, cleaning, leases
-from longshot_dagster.adapters.cleaning import Cleaning
-from longshot_dagster.adapters.dagster_api import ACTIVE, ActiveRun, ApiUnavailable
-from longshot_dagster.adapters.home import Home
-from longshot_dagster.adapters.ledger import Ledger
-from longshot_dagster.adapters.leftovers import Leftovers
-from longshot_dagster.adapters.token_counts import accounts_file
+from longshot_dagster.adapters.builds import cleaning
+from longshot_dagster.adapters.builds.cleaning import Cleaning
+from longshot_dagster.adapters.builds.leftovers import Leftovers
+from longshot_dagster.adapters.gateway.token_counts import accounts_file
+from longshot_dagster.adapters.host import leases
+from longshot_dagster.adapters.host.home import Home
+from longshot_dagster.adapters.ledger.ledger import Ledger
+from longshot_dagster.adapters.repository import build_refs
+from longshot_dagster.adapters.stack.dagster_api import ACTIVE, ActiveRun, ApiUnavailable
 from longshot_dagster.core.clock import SystemClock
 from longshot_dagster.core.errors import WrongUse
 from longshot_dagster.core.landing_records import LandingState

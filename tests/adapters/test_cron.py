@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from longshot_dagster.adapters import cron
+from longshot_dagster.adapters.host import cron
 from longshot_dagster.core.errors import WrongUse
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from longshot_dagster.adapters import egress
-from longshot_dagster.adapters.egress import EgressProxy, NotAllowed, allowed, is_public, reach
-from longshot_dagster.adapters.sandbox_local import LocalProvider, LocalSandbox
+from longshot_dagster.adapters.sandboxes import egress
+from longshot_dagster.adapters.sandboxes.egress import EgressProxy, NotAllowed, allowed, is_public, reach
+from longshot_dagster.adapters.sandboxes.sandbox_local import LocalProvider, LocalSandbox
 from longshot_dagster.core.sandbox import SandboxSpec
 from longshot_dagster.core.settings import Isolation
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from longshot_dagster.adapters.endpoint_news import Hearing, tell
-from longshot_dagster.adapters.home import Home
+from longshot_dagster.adapters.gateway.endpoint_news import Hearing, tell
+from longshot_dagster.adapters.host.home import Home
 from longshot_dagster.core.endpoints import Endpoint
 
 FIRST = Endpoint(name="first", url="http://127.0.0.1:1/v1", api_key="sk-first")

@@ -10,8 +10,8 @@ from model_double import Reply, says, serving
 from pydantic import SecretStr
 from repositories import bare, git
 
-from longshot_dagster.adapters import examining
-from longshot_dagster.adapters.examining import (
+from longshot_dagster.adapters.builds import examining
+from longshot_dagster.adapters.builds.examining import (
     examine_endpoints,
     examine_home,
     examine_sandbox,
@@ -19,11 +19,11 @@ from longshot_dagster.adapters.examining import (
     examine_versions,
     leaving_no_folder,
 )
-from longshot_dagster.adapters.examining_repository import examine_repository
-from longshot_dagster.adapters.home import Home
+from longshot_dagster.adapters.builds.examining_repository import examine_repository
+from longshot_dagster.adapters.host.home import Home
+from longshot_dagster.adapters.host.supervisor_lock import lock_path
 from longshot_dagster.adapters.settings import resolve
-from longshot_dagster.adapters.stack import StackInfo, save_info
-from longshot_dagster.adapters.supervisor_lock import lock_path
+from longshot_dagster.adapters.stack.stack import StackInfo, save_info
 from longshot_dagster.core.endpoints import Endpoint
 from longshot_dagster.core.findings import Finding, Standing
 from longshot_dagster.version import __version__

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from repositories import World, bare
 
-from longshot_dagster.adapters.apart import Apart
-from longshot_dagster.adapters.exclusive import claim
+from longshot_dagster.adapters.host.exclusive import claim
+from longshot_dagster.adapters.ledger.apart import Apart
 from longshot_dagster.core.apart import BEGINS_S, LANDING_S
 from longshot_dagster.core.clock import SystemClock
 from longshot_dagster.core.ids import IterationKey

@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 from model_double import ModelDouble, Reply, says, serving
 
-from longshot_dagster.adapters.exclusive import claim
-from longshot_dagster.adapters.gateway_client import Gateway
-from longshot_dagster.adapters.home import Home
+from longshot_dagster.adapters.gateway.gateway_client import Gateway
+from longshot_dagster.adapters.host.exclusive import claim
+from longshot_dagster.adapters.host.home import Home
 from longshot_dagster.core.clock import SystemClock
 from longshot_dagster.core.endpoints import Endpoint, parse_endpoints
 from longshot_dagster.core.errors import ModelUnavailable, WrongUse

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from model_double import ModelDouble, Reply, says, serving
 
-from longshot_dagster.adapters.gateway_client import Gateway
-from longshot_dagster.adapters.home import Home
+from longshot_dagster.adapters.gateway.gateway_client import Gateway
+from longshot_dagster.adapters.host.home import Home
 from longshot_dagster.core.endpoints import Endpoint
 from longshot_dagster.core.errors import ModelUnavailable, WrongUse
 from longshot_dagster.core.model_apis import Api

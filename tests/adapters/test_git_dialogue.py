@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from repositories import bare, git
 
-from longshot_dagster.adapters import git_dialogue
-from longshot_dagster.adapters.git import Git
-from longshot_dagster.adapters.git_dialogue import IDLE_S, Dialogue
-from longshot_dagster.adapters.object_store import compare, look_up, read
+from longshot_dagster.adapters.repository import git_dialogue
+from longshot_dagster.adapters.repository.git import Git
+from longshot_dagster.adapters.repository.git_dialogue import IDLE_S, Dialogue
+from longshot_dagster.adapters.repository.object_store import compare, look_up, read
 from longshot_dagster.core.errors import RepositoryError
 
 

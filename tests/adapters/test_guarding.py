@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 import pytest
 from repositories import git
 
-from longshot_dagster.adapters.branch import Branch, commit
-from longshot_dagster.adapters.git import Git
-from longshot_dagster.adapters.guarding import objection
-from longshot_dagster.adapters.merger import Clean, Merger
-from longshot_dagster.adapters.object_store import Entry, graft
-from longshot_dagster.adapters.object_store import write as write_object
+from longshot_dagster.adapters.landing.guarding import objection
+from longshot_dagster.adapters.repository.branch import Branch, commit
+from longshot_dagster.adapters.repository.git import Git
+from longshot_dagster.adapters.repository.merger import Clean, Merger
+from longshot_dagster.adapters.repository.object_store import Entry, graft
+from longshot_dagster.adapters.repository.object_store import write as write_object
 from longshot_dagster.core.landing_records import ConcernKind
 
 Files = dict[str, tuple[str, str]]  # path -> (mode, text)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from longshot_dagster.adapters.harness_layers import INSIDE, NODE_INSIDE, HarnessLayers, split_package
-from longshot_dagster.adapters.home import Home
-from longshot_dagster.adapters.order_run import sandbox_for
-from longshot_dagster.adapters.sandbox_local import LocalProvider
+from longshot_dagster.adapters.host.home import Home
+from longshot_dagster.adapters.sandboxes.sandbox_local import LocalProvider
+from longshot_dagster.adapters.workers.harness_layers import INSIDE, NODE_INSIDE, HarnessLayers, split_package
+from longshot_dagster.adapters.workers.order_run import sandbox_for
 from longshot_dagster.core.errors import WrongUse
 from longshot_dagster.core.image import NODE_VERSION
 from longshot_dagster.core.settings import Isolation, Settings

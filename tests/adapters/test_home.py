@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from longshot_dagster.adapters.gateway_client import Gateway
-from longshot_dagster.adapters.home import Home
-from longshot_dagster.adapters.ui_access import UiAccess
+from longshot_dagster.adapters.gateway.gateway_client import Gateway
+from longshot_dagster.adapters.host.home import Home
+from longshot_dagster.adapters.stack.ui_access import UiAccess
 from longshot_dagster.core.errors import WrongUse
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from longshot_dagster.adapters.host_facts import host_facts
-from longshot_dagster.adapters.syscall_filter import syscall_filter
+from longshot_dagster.adapters.host.host_facts import host_facts
+from longshot_dagster.adapters.sandboxes.syscall_filter import syscall_filter
 
 ALLOWED = 0x7FFF0000
 ENOSYS, EAFNOSUPPORT = 0x00050000 | errno.ENOSYS, 0x00050000 | errno.EAFNOSUPPORT

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 from repositories import BUILD, World, bare, commit_on, files_at, git
 
-from longshot_dagster.adapters import git as git_commands
-from longshot_dagster.adapters.intake import work_ref
-from longshot_dagster.adapters.landing import MAX_ROUNDS
-from longshot_dagster.adapters.mirror import Update
-from longshot_dagster.adapters.orchestrator import Seat
-from longshot_dagster.adapters.stale_locks import remove_stale_locks
+from longshot_dagster.adapters.landing.queue import MAX_ROUNDS
+from longshot_dagster.adapters.ledger.orchestrator import Seat
+from longshot_dagster.adapters.repository import git as git_commands
+from longshot_dagster.adapters.repository.intake import work_ref
+from longshot_dagster.adapters.repository.mirror import Update
+from longshot_dagster.adapters.repository.stale_locks import remove_stale_locks
 from longshot_dagster.core.errors import LostRace, RepositoryError
 from longshot_dagster.core.landing_records import LandingState
 from longshot_dagster.core.models import Task

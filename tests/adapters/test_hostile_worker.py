@@ -19,9 +19,9 @@ from worked import APP, BUILD, TEST, Build, git
 
 from scripted_chat import calls, done  # isort: skip - found through `worked`
 
-from longshot_dagster.adapters.landing import LandingQueue
-from longshot_dagster.adapters.last_word import last_word, markdown, page
-from longshot_dagster.adapters.sandbox_local import LocalProvider, LocalSandbox
+from longshot_dagster.adapters.builds.last_word import last_word, markdown, page
+from longshot_dagster.adapters.landing.queue import LandingQueue
+from longshot_dagster.adapters.sandboxes.sandbox_local import LocalProvider, LocalSandbox
 from longshot_dagster.cli.terminal import say
 from longshot_dagster.cli.watching import BuildWatch
 from longshot_dagster.core.ids import IterationKey

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from longshot_dagster.adapters import inside
+from longshot_dagster.adapters.sandboxes import inside
 
 BEAT = "while :; do echo >> beat; sleep 0.02; done"
 HIDING = f"setsid -f sh -c '{BEAT}'; env -i setsid -f /bin/sh -c '{BEAT.replace('sleep', '/bin/sleep')}'"

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from longshot_dagster.adapters import settings, worker_archive
-from longshot_dagster.adapters.installed_harnesses import brought_harness, harness_facts, installed_harnesses
+from longshot_dagster.adapters import settings
+from longshot_dagster.adapters.sandboxes import worker_archive
+from longshot_dagster.adapters.sandboxes.installed_harnesses import brought_harness, harness_facts, installed_harnesses
 from longshot_dagster.core.errors import WrongUse
 from longshot_dagster.core.model_apis import Api
 

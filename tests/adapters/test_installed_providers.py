@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from longshot_dagster.adapters import settings
-from longshot_dagster.adapters.holding import bare
-from longshot_dagster.adapters.home import Home
-from longshot_dagster.adapters.installed_providers import installed_providers
-from longshot_dagster.adapters.providers import make_provider
+from longshot_dagster.adapters.host.home import Home
+from longshot_dagster.adapters.sandboxes.holding import bare
+from longshot_dagster.adapters.sandboxes.installed_providers import installed_providers
+from longshot_dagster.adapters.sandboxes.providers import make_provider
 from longshot_dagster.core.errors import WrongUse
 from longshot_dagster.core.settings import Origin, Settings
 

@@ -300,6 +300,6 @@ def test_a_corrupt_checksum_is_gits_to_refuse(world):
 )
 def test_a_full_disk_is_not_the_bundles_fault(said: str, room: bool) -> None:
     """Refused, it would cost the work that was paid for; so it is taken in again later."""
-    from longshot_dagster.adapters import intake
+    from longshot_dagster.adapters.repository import intake
 
     assert (intake._NO_ROOM.search(said) is None) is room

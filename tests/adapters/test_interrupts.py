@@ -14,7 +14,7 @@ from worked import BUILD, Build, ScriptedChat, git
 
 from scripted_chat import calls, done  # isort: skip - found through `worked`
 
-from longshot_dagster.adapters.live_transcript import live_transcript
+from longshot_dagster.adapters.ledger.live_transcript import live_transcript
 from longshot_dagster.core.errors import BudgetExhausted, Cancelled, ModelUnavailable
 from longshot_dagster.core.landing import landable
 from longshot_dagster.core.models import Handoff, HandoffStatus, WorkerRun

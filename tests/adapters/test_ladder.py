@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from repositories import World, bare, commit_on, files_at, git
 
-from longshot_dagster.adapters import syntax_driver
-from longshot_dagster.adapters.second_look import SPARED, spared
+from longshot_dagster.adapters.landing.second_look import SPARED, spared
+from longshot_dagster.adapters.repository import syntax_driver
 from longshot_dagster.core.clock import SystemClock
 from longshot_dagster.core.landing_records import ConcernKind, LandingState
 from longshot_dagster.core.models import HandoffStatus, TaskKind

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from repositories import BUILD, World, bare, commit_on, files_at, git, trailers
 
-from longshot_dagster.adapters.branch import commit
-from longshot_dagster.adapters.landed import already_landed
-from longshot_dagster.adapters.landing import LandingQueue
-from longshot_dagster.adapters.mirror import Mirror
-from longshot_dagster.adapters.object_store import Entry, graft, tree_of
-from longshot_dagster.adapters.object_store import write as write_object
+from longshot_dagster.adapters.landing.queue import LandingQueue
+from longshot_dagster.adapters.repository.branch import commit
+from longshot_dagster.adapters.repository.landed import already_landed
+from longshot_dagster.adapters.repository.mirror import Mirror
+from longshot_dagster.adapters.repository.object_store import Entry, graft, tree_of
+from longshot_dagster.adapters.repository.object_store import write as write_object
 from longshot_dagster.core.clock import SystemClock
 from longshot_dagster.core.errors import RepositoryError, WrongUse
 from longshot_dagster.core.landing import gathering_s
@@ -465,7 +465,7 @@ def test_many_threads_land_everything_once_with_few_pushes(world):
 def _land_some(root: Path, origin: Path, build: str, names: list[str], gate) -> None:
     world = object.__new__(World)
     world.root, world.origin, world.build = root, origin, build
-    from longshot_dagster.adapters.home import Home
+    from longshot_dagster.adapters.host.home import Home
 
     world.home = Home(root / "home")
     world.request = world.ledger.request()

@@ -11,7 +11,7 @@ from browser import CHROMIUM, browser
 from reported import HOSTILE, Reported, eventful, large, oid
 from repositories import World, bare, commit_on
 
-from longshot_dagster.adapters.last_word import last_word, markdown, page, write_last_word
+from longshot_dagster.adapters.builds.last_word import last_word, markdown, page, write_last_word
 from longshot_dagster.core.landing_records import LandingState
 from longshot_dagster.core.last_word import LastWord
 from longshot_dagster.core.models import BuildPhase, CheckStatus, HandoffStatus

@@ -8,9 +8,10 @@ import time
 
 import pytest
 
-from longshot_dagster.adapters import documents, task_gists
-from longshot_dagster.adapters.documents import locked
-from longshot_dagster.adapters.ledger import BuildLedger, Ledger
+from longshot_dagster.adapters.host import documents
+from longshot_dagster.adapters.host.documents import locked
+from longshot_dagster.adapters.ledger import task_gists
+from longshot_dagster.adapters.ledger.ledger import BuildLedger, Ledger
 from longshot_dagster.core.errors import LedgerError, WrongUse
 from longshot_dagster.core.ids import IterationKey
 from longshot_dagster.core.landing_records import LandingOutcome, LandingState

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from repositories import ENV, World, files_at, git
 
-from longshot_dagster.adapters import stack
-from longshot_dagster.adapters.home import Home
-from longshot_dagster.adapters.ledger import BuildLedger, Ledger
-from longshot_dagster.adapters.mirror import Mirror
-from longshot_dagster.adapters.supervisor_lock import lock_path
+from longshot_dagster.adapters.host.home import Home
+from longshot_dagster.adapters.host.supervisor_lock import lock_path
+from longshot_dagster.adapters.ledger.ledger import BuildLedger, Ledger
+from longshot_dagster.adapters.repository.mirror import Mirror
+from longshot_dagster.adapters.stack import stack
 from longshot_dagster.cli import main
 from longshot_dagster.cli.resuming import woken
 from longshot_dagster.core.errors import LedgerError, WrongUse

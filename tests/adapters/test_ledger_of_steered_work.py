@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from longshot_dagster.adapters.exclusive import claim
-from longshot_dagster.adapters.ledger import BuildLedger, Ledger
-from longshot_dagster.adapters.task_documents import Uncancelled
+from longshot_dagster.adapters.host.exclusive import claim
+from longshot_dagster.adapters.ledger.ledger import BuildLedger, Ledger
+from longshot_dagster.adapters.ledger.task_documents import Uncancelled
 from longshot_dagster.core.errors import WrongUse
 from longshot_dagster.core.ids import IterationKey
 from longshot_dagster.core.landing_records import LandingOutcome, LandingState

@@ -12,7 +12,7 @@ from pydantic_ai.messages import (
     UserPromptPart,
 )
 
-from longshot_dagster.adapters.llm import compacted, preload
+from longshot_dagster.adapters.workers.llm import compacted, preload
 
 
 def user(text: str) -> ModelRequest:

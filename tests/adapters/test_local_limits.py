@@ -9,10 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from longshot_dagster.adapters import limit_watch, local_promises, sandbox_local
-from longshot_dagster.adapters.control_groups import ControlGroups, Limits, entering, memory_kills, remove_groups
-from longshot_dagster.adapters.limit_watch import LimitWatch, Watched
-from longshot_dagster.adapters.sandbox_local import LocalProvider, LocalSandbox
+from longshot_dagster.adapters.sandboxes import limit_watch, local_promises, sandbox_local
+from longshot_dagster.adapters.sandboxes.control_groups import (
+    ControlGroups,
+    Limits,
+    entering,
+    memory_kills,
+    remove_groups,
+)
+from longshot_dagster.adapters.sandboxes.limit_watch import LimitWatch, Watched
+from longshot_dagster.adapters.sandboxes.sandbox_local import LocalProvider, LocalSandbox
 from longshot_dagster.core.errors import SandboxGone, SandboxRefused
 from longshot_dagster.core.sandbox import ExecResult, SandboxSpec
 from longshot_dagster.core.settings import Isolation

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from longshot_dagster.adapters import confinement
-from longshot_dagster.adapters.confinement import Bubblewrap, bubblewrap
-from longshot_dagster.adapters.local_snapshots import LocalSnapshots
-from longshot_dagster.adapters.sandbox_local import LocalProvider, LocalSandbox
+from longshot_dagster.adapters.sandboxes import confinement
+from longshot_dagster.adapters.sandboxes.confinement import Bubblewrap, bubblewrap
+from longshot_dagster.adapters.sandboxes.local_snapshots import LocalSnapshots
+from longshot_dagster.adapters.sandboxes.sandbox_local import LocalProvider, LocalSandbox
 from longshot_dagster.core.errors import FileMissing, SandboxError, SandboxRefused, TooLarge
 from longshot_dagster.core.sandbox import SandboxSpec
 from longshot_dagster.core.settings import Isolation
@@ -29,7 +29,7 @@ def provider(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest
     """One that puts sandboxes on snapshots, and one whose bubblewrap cannot."""
     if request.param == "copies":
         old = Bubblewrap(bubblewrap().binary, bubblewrap().denies_namespaces, overlays=False)
-        monkeypatch.setattr("longshot_dagster.adapters.sandbox_local.bubblewrap", lambda: old)
+        monkeypatch.setattr("longshot_dagster.adapters.sandboxes.sandbox_local.bubblewrap", lambda: old)
     return LocalProvider(tmp_path / "sandboxes", Isolation.AUTO)
 
 

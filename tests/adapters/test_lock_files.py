@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from repositories import World, bare, files_at, git, trailers
 
-from longshot_dagster.adapters.landing import LandingQueue
-from longshot_dagster.adapters.lock_files import LockFiles
-from longshot_dagster.adapters.mirror import Mirror
-from longshot_dagster.adapters.sandbox_local import LocalProvider
-from longshot_dagster.adapters.undoing import Undoing
+from longshot_dagster.adapters.builds.undoing import Undoing
+from longshot_dagster.adapters.landing.lock_files import LockFiles
+from longshot_dagster.adapters.landing.queue import LandingQueue
+from longshot_dagster.adapters.repository.mirror import Mirror
+from longshot_dagster.adapters.sandboxes.sandbox_local import LocalProvider
 from longshot_dagster.core.clock import SystemClock
 from longshot_dagster.core.errors import SandboxRefused
 from longshot_dagster.core.landing_records import ConcernKind, LandingOutcome, LandingState

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from repositories import World, bare, git
 
-from longshot_dagster.adapters.ledger import BuildLedger, Ledger
-from longshot_dagster.adapters.quarantine import Mended, note, set_aside
+from longshot_dagster.adapters.ledger.ledger import BuildLedger, Ledger
+from longshot_dagster.adapters.ledger.quarantine import Mended, note, set_aside
 from longshot_dagster.core.errors import LedgerError
 from longshot_dagster.core.ids import IterationKey
 from longshot_dagster.core.landing_records import LandingOutcome, LandingState

@@ -6,9 +6,17 @@ from pathlib import Path
 import pytest
 from repositories import bare, git, write
 
-from longshot_dagster.adapters.branch import Branch
-from longshot_dagster.adapters.git import Git
-from longshot_dagster.adapters.merger import Clean, Conflicted, Merged, Merger, Names, Unchanged, _conflicts_only
+from longshot_dagster.adapters.repository.branch import Branch
+from longshot_dagster.adapters.repository.git import Git
+from longshot_dagster.adapters.repository.merger import (
+    Clean,
+    Conflicted,
+    Merged,
+    Merger,
+    Names,
+    Unchanged,
+    _conflicts_only,
+)
 
 NAMES = Names("a-build-7f3k", "r001-01", "0" * 40, "subject")
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from repositories import BUILD, World, bare, commit_on, git
 
-from longshot_dagster.adapters import mirror as mirror_module
-from longshot_dagster.adapters.branch import commit
-from longshot_dagster.adapters.git import Git, environment, reason
-from longshot_dagster.adapters.mirror import FileChange, Mirror, Update
-from longshot_dagster.adapters.object_store import Entry, graft, look_up, tree_of
-from longshot_dagster.adapters.object_store import write as write_object
+from longshot_dagster.adapters.repository import mirror as mirror_module
+from longshot_dagster.adapters.repository.branch import commit
+from longshot_dagster.adapters.repository.git import Git, environment, reason
+from longshot_dagster.adapters.repository.mirror import FileChange, Mirror, Update
+from longshot_dagster.adapters.repository.object_store import Entry, graft, look_up, tree_of
+from longshot_dagster.adapters.repository.object_store import write as write_object
 from longshot_dagster.core.errors import RepositoryError, WrongUse
 from longshot_dagster.core.models import MAX_DIFF
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from longshot_dagster.adapters import model_relay
-from longshot_dagster.adapters.model_relay import ModelRelay, way_to_model
-from longshot_dagster.adapters.sandbox_local import LocalProvider
+from longshot_dagster.adapters.sandboxes import model_relay
+from longshot_dagster.adapters.sandboxes.model_relay import ModelRelay, way_to_model
+from longshot_dagster.adapters.sandboxes.sandbox_local import LocalProvider
 from longshot_dagster.core import contract
 from longshot_dagster.core.errors import Cancelled, SandboxError, SandboxRefused
 from longshot_dagster.core.relay_frames import ALIVE, MAX_PAYLOAD, MAX_STREAMS, WINDOW, Frame, Frames, Kind, credit

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from repositories import bare, git, write
 
-from longshot_dagster.adapters.branch import Branch, commit, read_changes
-from longshot_dagster.adapters.git import Git
-from longshot_dagster.adapters.object_store import (
+from longshot_dagster.adapters.repository.branch import Branch, commit, read_changes
+from longshot_dagster.adapters.repository.git import Git
+from longshot_dagster.adapters.repository.object_store import (
     GONE,
     Entry,
     blob_at,
@@ -22,8 +22,8 @@ from longshot_dagster.adapters.object_store import (
     sizes,
     tree_of,
 )
-from longshot_dagster.adapters.object_store import write as write_object
-from longshot_dagster.adapters.targets import queue_identity
+from longshot_dagster.adapters.repository.object_store import write as write_object
+from longshot_dagster.adapters.repository.targets import queue_identity
 from longshot_dagster.core.errors import RepositoryError
 from longshot_dagster.core.landing import person
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from repositories import BUILD, World, bare, files_at, git
 
-from longshot_dagster.adapters import processes
-from longshot_dagster.adapters.heartbeat import Heartbeat, let_go, publish
-from longshot_dagster.adapters.home import Home
-from longshot_dagster.adapters.ledger import Ledger
-from longshot_dagster.adapters.orchestrator import DOCUMENT, Seat, identity
+from longshot_dagster.adapters.host import processes
+from longshot_dagster.adapters.host.home import Home
+from longshot_dagster.adapters.landing.heartbeat import Heartbeat, let_go, publish
+from longshot_dagster.adapters.ledger.ledger import Ledger
+from longshot_dagster.adapters.ledger.orchestrator import DOCUMENT, Seat, identity
 from longshot_dagster.core.errors import TakenOver
 from longshot_dagster.core.models import BuildPhase, BuildReport, Verdict
 from longshot_dagster.core.orchestrating import BEAT_S, Hold, Orchestrator
@@ -147,7 +147,7 @@ def test_a_checkpoint_without_a_name_is_anybodys(world: World, elsewhere: World)
 def test_one_that_drove_it_from_this_machine_and_is_gone_is_known_to_be_dead(
     world: World, elsewhere: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from longshot_dagster.adapters import orchestrator
+    from longshot_dagster.adapters.ledger import orchestrator
 
     monkeypatch.setattr(orchestrator, "supervisor_pid", lambda home: os.getpid())
     assert world.queue().checkpoint() is None
@@ -222,7 +222,7 @@ def report(world: World) -> BuildReport:
 
 
 def test_a_worker_that_still_keeps_its_work_is_waited_for(world: World) -> None:
-    from longshot_dagster.adapters.exclusive import claim
+    from longshot_dagster.adapters.host.exclusive import claim
 
     task = world.task("r001-01", ("a.py",))
     world.plan(task)
@@ -275,7 +275,7 @@ def test_a_target_out_of_reach_is_asked_once_a_minute(world: World) -> None:
 
 
 def test_a_lander_at_work_says_it_all(world: World) -> None:
-    from longshot_dagster.adapters.documents import locked
+    from longshot_dagster.adapters.host.documents import locked
 
     _ = world.mirror.git
     with locked(world.mirror.landing_lock):

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from worked import BUILD, Build
 
-from longshot_dagster.adapters.holding import HOLDER, HOME, Held
-from longshot_dagster.adapters.orphans import Orphanage
-from longshot_dagster.adapters.processes import start_time
-from longshot_dagster.adapters.sandbox_local import LocalProvider
+from longshot_dagster.adapters.host.processes import start_time
+from longshot_dagster.adapters.sandboxes.holding import HOLDER, HOME, Held
+from longshot_dagster.adapters.sandboxes.sandbox_local import LocalProvider
+from longshot_dagster.adapters.workers.orphans import Orphanage
 from longshot_dagster.core.clock import SystemClock
 from longshot_dagster.core.ids import IterationKey
 from longshot_dagster.core.models import BuildPhase, Plan

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from repositories import BUILD, ENV, Edits, World, bare, git
 
-from longshot_dagster.adapters import intake
-from longshot_dagster.adapters.git import Git
-from longshot_dagster.adapters.object_store import kept
+from longshot_dagster.adapters.repository import intake
+from longshot_dagster.adapters.repository.git import Git
+from longshot_dagster.adapters.repository.object_store import kept
 from longshot_dagster.core.bundles import Bundle, read_bundle
 from longshot_dagster.core.contract import WORK_REF
 from longshot_dagster.core.errors import HostileBundle

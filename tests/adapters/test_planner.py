@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from model_double import ModelDouble, Reply, calls, says, serving
 
-from longshot_dagster.adapters.gateway_client import Gateway
-from longshot_dagster.adapters.home import Home
-from longshot_dagster.adapters.ledger import BuildLedger, Ledger
-from longshot_dagster.adapters.mirror import Mirror
-from longshot_dagster.adapters.planner import Planner
+from longshot_dagster.adapters.gateway.gateway_client import Gateway
+from longshot_dagster.adapters.host.home import Home
+from longshot_dagster.adapters.ledger.ledger import BuildLedger, Ledger
+from longshot_dagster.adapters.repository.mirror import Mirror
+from longshot_dagster.adapters.workers.planner import Planner
 from longshot_dagster.core.clock import SystemClock
 from longshot_dagster.core.endpoints import parse_endpoints
 from longshot_dagster.core.errors import BudgetExhausted, BuildPaused, ModelUnavailable, PlanUnreadable

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from longshot_dagster.adapters import providers
-from longshot_dagster.adapters.fleet import Fleet
-from longshot_dagster.adapters.home import Home
-from longshot_dagster.adapters.providers import decided, make_provider, not_enforced
-from longshot_dagster.adapters.sandbox_local import LocalProvider
+from longshot_dagster.adapters.host.home import Home
+from longshot_dagster.adapters.sandboxes import providers
+from longshot_dagster.adapters.sandboxes.fleet import Fleet
+from longshot_dagster.adapters.sandboxes.providers import decided, make_provider, not_enforced
+from longshot_dagster.adapters.sandboxes.sandbox_local import LocalProvider
 from longshot_dagster.core.errors import SandboxRefused, WrongUse
 from longshot_dagster.core.sandbox import Capabilities
 from longshot_dagster.core.settings import Isolation, Network, Origin, Provider, Settings

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from longshot_dagster.adapters.home import Home
-from longshot_dagster.adapters.providers import make_provider
-from longshot_dagster.adapters.sandbox_local import LocalProvider
+from longshot_dagster.adapters.host.home import Home
+from longshot_dagster.adapters.sandboxes.providers import make_provider
+from longshot_dagster.adapters.sandboxes.sandbox_local import LocalProvider
 from longshot_dagster.adapters.settings import resolve
 from longshot_dagster.core.errors import SandboxError, SandboxRefused, WrongUse
 from longshot_dagster.core.sandbox import SandboxSpec

@@ -18,11 +18,11 @@ from worked import BUILD, Build, git
 
 from scripted_chat import calls, done  # isort: skip - found through `worked`
 
-from longshot_dagster.adapters import order_run
-from longshot_dagster.adapters.exclusive import claim
-from longshot_dagster.adapters.leftovers import Leftovers
-from longshot_dagster.adapters.recovery import Begun
-from longshot_dagster.adapters.sandbox_local import LocalProvider
+from longshot_dagster.adapters.builds.leftovers import Leftovers
+from longshot_dagster.adapters.host.exclusive import claim
+from longshot_dagster.adapters.sandboxes.sandbox_local import LocalProvider
+from longshot_dagster.adapters.workers import order_run
+from longshot_dagster.adapters.workers.recovery import Begun
 from longshot_dagster.core import contract
 from longshot_dagster.core.errors import Cancelled, RepositoryError, SandboxError
 from longshot_dagster.core.models import HandoffStatus

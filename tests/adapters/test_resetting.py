@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from repositories import World, bare, commit_on, git
 
-from longshot_dagster.adapters.home import Home
-from longshot_dagster.adapters.ledger import Ledger
-from longshot_dagster.adapters.resetting import Resetting, reset_target
+from longshot_dagster.adapters.builds.resetting import Resetting, reset_target
+from longshot_dagster.adapters.host.home import Home
+from longshot_dagster.adapters.ledger.ledger import Ledger
 from longshot_dagster.adapters.settings import Resolved
 from longshot_dagster.core.errors import RepositoryError, WrongUse
 from longshot_dagster.core.models import BuildPhase, BuildRequest

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from repositories import BUILD, World, bare, commit_on, files_at, git
 
-from longshot_dagster.adapters.home import Home
-from longshot_dagster.adapters.ledger import BuildLedger
-from longshot_dagster.adapters.mirror import Mirror
-from longshot_dagster.adapters.orchestrator import DOCUMENT, identity
-from longshot_dagster.adapters.providers import decided
-from longshot_dagster.adapters.restoring import Restoring, behind
+from longshot_dagster.adapters.builds.restoring import Restoring, behind
+from longshot_dagster.adapters.host.home import Home
+from longshot_dagster.adapters.ledger.ledger import BuildLedger
+from longshot_dagster.adapters.ledger.orchestrator import DOCUMENT, identity
+from longshot_dagster.adapters.repository.mirror import Mirror
+from longshot_dagster.adapters.sandboxes.providers import decided
 from longshot_dagster.adapters.settings import resolve
 from longshot_dagster.core.clock import SystemClock
 from longshot_dagster.core.errors import RepositoryError, TakenOver, WrongUse
@@ -238,7 +238,7 @@ def test_where_only_the_ledger_was_deleted_the_mirror_has_it_and_main_says_what_
 def test_a_forge_that_takes_branches_only_restores_too(world: World) -> None:
     keeper = world.queue()._keeper()
     git(world.origin, "update-ref", "-d", REF)
-    from longshot_dagster.adapters.checkpoint import Form
+    from longshot_dagster.adapters.ledger.checkpoint import Form
 
     keeper.remember(Form.BRANCH)
     assert world.queue().checkpoint(held=False) is None

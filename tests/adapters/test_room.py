@@ -15,10 +15,10 @@ from worked import BUILD, Build
 
 from scripted_chat import calls, done  # isort: skip - found through `worked`
 
-from longshot_dagster.adapters import documents
-from longshot_dagster.adapters.home import Home
-from longshot_dagster.adapters.ledger import Ledger
-from longshot_dagster.adapters.room import LEAST_BYTES, Room
+from longshot_dagster.adapters.host import documents
+from longshot_dagster.adapters.host.home import Home
+from longshot_dagster.adapters.ledger.ledger import Ledger
+from longshot_dagster.adapters.stack.room import LEAST_BYTES, Room
 from longshot_dagster.core.errors import LedgerError
 from longshot_dagster.core.models import BuildPhase, HandoffStatus
 

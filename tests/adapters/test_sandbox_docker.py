@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from longshot_dagster.adapters.docker_engine import Talk
-from longshot_dagster.adapters.sandbox_docker import DockerProvider, _container_name, engine_trouble
+from longshot_dagster.adapters.sandboxes.docker_engine import Talk
+from longshot_dagster.adapters.sandboxes.sandbox_docker import DockerProvider, _container_name, engine_trouble
 from longshot_dagster.core.errors import SandboxError, SandboxRefused
 from longshot_dagster.core.sandbox import SandboxSpec
 from longshot_dagster.core.settings import Settings

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from longshot_dagster.adapters.sandbox_e2b import E2BProvider
+from longshot_dagster.adapters.sandboxes.sandbox_e2b import E2BProvider
 from longshot_dagster.core.errors import SandboxGone, SandboxRefused, WrongUse
 from longshot_dagster.core.sandbox import SandboxSpec
 from longshot_dagster.core.settings import Settings

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from longshot_dagster.adapters import confinement
-from longshot_dagster.adapters.processes import start_time
-from longshot_dagster.adapters.sandbox_local import LocalProvider, LocalSandbox
+from longshot_dagster.adapters.host.processes import start_time
+from longshot_dagster.adapters.sandboxes import confinement
+from longshot_dagster.adapters.sandboxes.sandbox_local import LocalProvider, LocalSandbox
 from longshot_dagster.core.errors import Cancelled, FileMissing, SandboxError, SandboxGone, SandboxRefused, TooLarge
 from longshot_dagster.core.sandbox import SandboxSpec
 from longshot_dagster.core.settings import Isolation
@@ -125,7 +125,7 @@ def test_another_process_finds_and_ends_what_a_killed_one_left(provider: LocalPr
     isolation = "NONE" if provider.capabilities.isolation == "none" else "AUTO"
     code = f"""
 from pathlib import Path
-from longshot_dagster.adapters.sandbox_local import LocalProvider
+from longshot_dagster.adapters.sandboxes.sandbox_local import LocalProvider
 from longshot_dagster.core.sandbox import SandboxSpec
 from longshot_dagster.core.settings import Isolation
 p = LocalProvider(Path({str(tmp_path / "sandboxes")!r}), Isolation.{isolation})

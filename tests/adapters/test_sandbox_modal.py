@@ -15,9 +15,9 @@ from worked import BUILD, Build
 
 from scripted_chat import calls, done  # isort: skip - found through `worked`
 
-from longshot_dagster.adapters.modal_sdk import check_credentials
-from longshot_dagster.adapters.pacing import Pace
-from longshot_dagster.adapters.sandbox_modal import ModalProvider, sandbox_name
+from longshot_dagster.adapters.host.pacing import Pace
+from longshot_dagster.adapters.sandboxes.modal_sdk import check_credentials
+from longshot_dagster.adapters.sandboxes.sandbox_modal import ModalProvider, sandbox_name
 from longshot_dagster.core.errors import Cancelled, FileMissing, SandboxError, SandboxGone, SandboxRefused, TooLarge
 from longshot_dagster.core.models import HandoffStatus
 from longshot_dagster.core.sandbox import SandboxSpec
@@ -35,7 +35,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 from worked import *
-from longshot_dagster.adapters.sandbox_modal import ModalProvider
+from longshot_dagster.adapters.sandboxes.sandbox_modal import ModalProvider
 home = Home(Path(sys.argv[1]))
 ledger = Ledger(home.builds).build(BUILD)
 request = ledger.request()
@@ -96,7 +96,7 @@ def test_without_a_token_there_is_one_line_and_the_sdk_is_not_even_loaded(enviro
 def test_making_a_provider_loads_no_sdk_and_connects_to_nothing(tmp_path: Path) -> None:
     program = (
         "import os, sys; from pathlib import Path; os.environ |= {'MODAL_TOKEN_ID': 'x', 'MODAL_TOKEN_SECRET': 'y'};"
-        "from longshot_dagster.adapters.sandbox_modal import ModalProvider; from longshot_dagster.core.settings import Settings;"
+        "from longshot_dagster.adapters.sandboxes.sandbox_modal import ModalProvider; from longshot_dagster.core.settings import Settings;"
         f"ModalProvider(Settings(), Path({str(tmp_path)!r})).capabilities; print('modal' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "False\n"

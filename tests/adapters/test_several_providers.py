@@ -13,10 +13,10 @@ from worked import BUILD, Build
 
 from scripted_chat import calls, done  # isort: skip - found through `worked`
 
-from longshot_dagster.adapters.fleet import Fleet, Healths, Member, member_of
-from longshot_dagster.adapters.sandbox_local import LocalProvider, LocalSandbox
-from longshot_dagster.adapters.sweeper import run_sweep
-from longshot_dagster.adapters.worker import WorkerRunner
+from longshot_dagster.adapters.sandboxes.fleet import Fleet, Healths, Member, member_of
+from longshot_dagster.adapters.sandboxes.sandbox_local import LocalProvider, LocalSandbox
+from longshot_dagster.adapters.workers.sweeper import run_sweep
+from longshot_dagster.adapters.workers.worker import WorkerRunner
 from longshot_dagster.cli.watching import BuildWatch
 from longshot_dagster.core import contract
 from longshot_dagster.core.errors import SandboxError, SandboxGone, SandboxRefused

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from longshot_dagster.adapters.home import Home
-from longshot_dagster.adapters.ledger import BuildLedger, Ledger
-from longshot_dagster.adapters.shared_main import SharedMain, view_beside_others, waits_for
+from longshot_dagster.adapters.host.home import Home
+from longshot_dagster.adapters.landing.shared_main import SharedMain, view_beside_others, waits_for
+from longshot_dagster.adapters.ledger.ledger import BuildLedger, Ledger
 from longshot_dagster.core.errors import Cancelled
 from longshot_dagster.core.ids import IterationKey
 from longshot_dagster.core.lifecycle import fixable_sweep, waits_for_mending

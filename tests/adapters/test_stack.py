@@ -18,11 +18,12 @@ from urllib.parse import quote, urlsplit
 import pytest
 from browser import CHROMIUM, browser
 
-from longshot_dagster.adapters import leases, processes, stack
-from longshot_dagster.adapters.dagster_api import ENDED, DagsterApi, Pool
-from longshot_dagster.adapters.home import Home
+from longshot_dagster.adapters.host import leases, processes
+from longshot_dagster.adapters.host.home import Home
 from longshot_dagster.adapters.settings import STACK_MARK
-from longshot_dagster.adapters.ui_access import UiAccess
+from longshot_dagster.adapters.stack import stack
+from longshot_dagster.adapters.stack.dagster_api import ENDED, DagsterApi, Pool
+from longshot_dagster.adapters.stack.ui_access import UiAccess
 from longshot_dagster.core.errors import LongshotError
 
 # One stack for all of them, in this order: the last test kills it.

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from repositories import World, bare
 
-from longshot_dagster.adapters.documents import Documents
-from longshot_dagster.adapters.standings import Standings
+from longshot_dagster.adapters.host.documents import Documents
+from longshot_dagster.adapters.landing.standings import Standings
 from longshot_dagster.core.landing_records import LandingState
 
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from longshot_dagster.adapters.gateway_client import Gateway
-from longshot_dagster.adapters.home import Home
-from longshot_dagster.adapters.ledger import Ledger
+from longshot_dagster.adapters.builds.starting import new_build_name, start_build
+from longshot_dagster.adapters.gateway.gateway_client import Gateway
+from longshot_dagster.adapters.host.home import Home
+from longshot_dagster.adapters.ledger.ledger import Ledger
 from longshot_dagster.adapters.settings import Resolved, resolve
-from longshot_dagster.adapters.starting import new_build_name, start_build
 from longshot_dagster.core.clock import SystemClock
 from longshot_dagster.core.endpoints import Endpoint
 from longshot_dagster.core.errors import WrongUse

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from longshot_dagster.adapters.home import Home
-from longshot_dagster.adapters.ledger import BuildLedger, Ledger
-from longshot_dagster.adapters.stillness import (
+from longshot_dagster.adapters.host.home import Home
+from longshot_dagster.adapters.ledger.ledger import BuildLedger, Ledger
+from longshot_dagster.adapters.stack.stillness import (
     AT_WORK_S,
     BACKLOG,
     CHECKPOINTS,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from longshot_dagster.adapters.supervised import (
+from longshot_dagster.adapters.stack.supervised import (
     KEPT_LOG_BYTES,
     MAX_BACKOFF_SECONDS,
     MAX_LOG_BYTES,

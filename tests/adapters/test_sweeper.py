@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from worked import APP, TEST, Build, git
 
-from longshot_dagster.adapters.sandbox_local import LocalProvider
-from longshot_dagster.adapters.sweeper import run_sweep
+from longshot_dagster.adapters.sandboxes.sandbox_local import LocalProvider
+from longshot_dagster.adapters.workers.sweeper import run_sweep
 from longshot_dagster.core.errors import Cancelled, SandboxError
 from longshot_dagster.core.models import CheckName, CheckStatus, Sweep
 from longshot_dagster.core.settings import Isolation

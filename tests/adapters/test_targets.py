@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from repositories import bare, files_at, git, write
 
-from longshot_dagster.adapters.targets import prepare_target, resolve_target
+from longshot_dagster.adapters.repository.targets import prepare_target, resolve_target
 from longshot_dagster.core.clock import SystemClock
 from longshot_dagster.core.errors import WrongUse
 from longshot_dagster.core.models import Target, TargetKind

@@ -12,11 +12,11 @@ from threading import Event
 import pytest
 from repositories import Edits, bare, git, write
 
-from longshot_dagster.adapters import three_way
-from longshot_dagster.adapters.git import Git
-from longshot_dagster.adapters.git_dialogue import Dialogue
-from longshot_dagster.adapters.merger import Clean, Conflicted, Merger
-from longshot_dagster.adapters.three_way import _COMMAND, _Report, merge_report
+from longshot_dagster.adapters.repository import three_way
+from longshot_dagster.adapters.repository.git import Git
+from longshot_dagster.adapters.repository.git_dialogue import Dialogue
+from longshot_dagster.adapters.repository.merger import Clean, Conflicted, Merger
+from longshot_dagster.adapters.repository.three_way import _COMMAND, _Report, merge_report
 from longshot_dagster.core.errors import RepositoryError
 
 TEXT = "".join(f"line {n}\n" for n in range(9))

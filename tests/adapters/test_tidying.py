@@ -12,10 +12,10 @@ from worked import BUILD, Build
 
 from scripted_chat import calls  # isort: skip - found through `worked`
 
-from longshot_dagster.adapters.exclusive import claim
-from longshot_dagster.adapters.recovery import Begun, end_all
-from longshot_dagster.adapters.sandbox_local import LocalProvider
-from longshot_dagster.adapters.tidying import tidy
+from longshot_dagster.adapters.builds.tidying import tidy
+from longshot_dagster.adapters.host.exclusive import claim
+from longshot_dagster.adapters.sandboxes.sandbox_local import LocalProvider
+from longshot_dagster.adapters.workers.recovery import Begun, end_all
 from longshot_dagster.core.ids import IterationKey
 from longshot_dagster.core.models import BuildPhase, Plan
 from longshot_dagster.core.sandbox import SandboxSpec

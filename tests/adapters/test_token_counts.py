@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from longshot_dagster.adapters.token_counts import BuildAccounts, TokenCounts, read_accounts, write_accounts
+from longshot_dagster.adapters.gateway.token_counts import BuildAccounts, TokenCounts, read_accounts, write_accounts
 
 BUILD = "shop-7f3k"
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from repositories import BUILD, Edits, World, bare, commit_on, files_at, git, trailers
 
-from longshot_dagster.adapters.landed import already_landed
-from longshot_dagster.adapters.undoing import Undoing
+from longshot_dagster.adapters.builds.undoing import Undoing
+from longshot_dagster.adapters.repository.landed import already_landed
 from longshot_dagster.core.clock import SystemClock
 from longshot_dagster.core.errors import RepositoryError, WrongUse
 from longshot_dagster.core.landing_records import LandingState

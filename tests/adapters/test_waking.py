@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from longshot_dagster.adapters.home import Home
-from longshot_dagster.adapters.waking import Listening, Lookout, socket_path, wake
+from longshot_dagster.adapters.host.home import Home
+from longshot_dagster.adapters.host.waking import Listening, Lookout, socket_path, wake
 from longshot_dagster.core.lifecycle import BuildView
 from longshot_dagster.core.models import BuildPhase
 

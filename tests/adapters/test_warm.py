@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from worked import APP, BUILD, TEST, Build, git
 
-from longshot_dagster.adapters import warm
-from longshot_dagster.adapters.confinement import Bubblewrap, bubblewrap
-from longshot_dagster.adapters.exclusive import claim
-from longshot_dagster.adapters.order_run import carry_out
-from longshot_dagster.adapters.sandbox_local import LocalProvider, LocalSandbox
-from longshot_dagster.adapters.warm import WarmStart, WarmStarts
+from longshot_dagster.adapters.host.exclusive import claim
+from longshot_dagster.adapters.sandboxes.confinement import Bubblewrap, bubblewrap
+from longshot_dagster.adapters.sandboxes.sandbox_local import LocalProvider, LocalSandbox
+from longshot_dagster.adapters.workers import warm
+from longshot_dagster.adapters.workers.order_run import carry_out
+from longshot_dagster.adapters.workers.warm import WarmStart, WarmStarts
 from longshot_dagster.core.contract import Mode, WorkOrder
 from longshot_dagster.core.errors import FileMissing, SandboxError
 from longshot_dagster.core.models import CheckName, CheckStatus, HandoffStatus
@@ -96,7 +96,7 @@ def test_workers_begin_with_the_repository_and_their_work_is_the_same(
         given.append(order)
         return real(sandbox, order, *more)
 
-    monkeypatch.setattr("longshot_dagster.adapters.worker.carry_out", seen)
+    monkeypatch.setattr("longshot_dagster.adapters.workers.worker.carry_out", seen)
     replies = [calls(RAISE_PRICE, ADAPT_TEST), done(), calls(RAISE_PRICE), done()]
     cheap = {"check_compile": "none", "check_test": "test -e test_app.py && ! grep -q 'return 2' app.py"}
     build = Build(tmp_path, socket, replies, files=FILES, **cheap)
@@ -133,7 +133,7 @@ def test_what_is_newer_comes_as_a_small_bundle(
     tmp_path: Path, socket: Path, monkeypatch: pytest.MonkeyPatch, overlays: bool
 ) -> None:
     found = Bubblewrap(bubblewrap().binary, bubblewrap().denies_namespaces, overlays)
-    monkeypatch.setattr("longshot_dagster.adapters.sandbox_local.bubblewrap", lambda: found)
+    monkeypatch.setattr("longshot_dagster.adapters.sandboxes.sandbox_local.bubblewrap", lambda: found)
     build = quiet(tmp_path, socket)
     finding = starts(build)
     assert finding.find(build.provider, build.base, never) is not None

@@ -15,8 +15,8 @@ from worked import APP, BUILD, TEST, Build, ScriptedChat, git
 
 from scripted_chat import calls, done, says  # isort: skip - found through `worked`
 
-from longshot_dagster.adapters import order_run
-from longshot_dagster.adapters.sandbox_local import LocalProvider, LocalSandbox
+from longshot_dagster.adapters.sandboxes.sandbox_local import LocalProvider, LocalSandbox
+from longshot_dagster.adapters.workers import order_run
 from longshot_dagster.core import contract
 from longshot_dagster.core.display import display
 from longshot_dagster.core.errors import (
@@ -186,7 +186,7 @@ def test_a_worker_that_hangs_is_salvaged(tmp_path: Path, socket: Path, monkeypat
     build = Build(tmp_path, socket, [calls(RAISE_PRICE), done()], check_test="sleep 63.01", check_compile="none")
     carry_out = order_run.carry_out
     monkeypatch.setattr(
-        "longshot_dagster.adapters.worker.carry_out",
+        "longshot_dagster.adapters.workers.worker.carry_out",
         lambda sandbox, order, bundle, timeout_s, *more: carry_out(sandbox, order, bundle, 3.0, *more),
     )
     handoff = build.work()

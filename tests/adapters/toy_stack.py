@@ -4,8 +4,8 @@ import os
 import sys
 from pathlib import Path
 
-from longshot_dagster.adapters.home import Home
-from longshot_dagster.adapters.supervisor import Supervisor
+from longshot_dagster.adapters.host.home import Home
+from longshot_dagster.adapters.stack.supervisor import Supervisor
 
 if __name__ == "__main__":
     Supervisor(

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from longshot_dagster.adapters.home import Home
-from longshot_dagster.adapters.ledger import BuildLedger, Ledger
-from longshot_dagster.adapters.mirror import Mirror
-from longshot_dagster.adapters.sandbox_local import LocalProvider
-from longshot_dagster.adapters.worker import WorkerRunner
+from longshot_dagster.adapters.host.home import Home
+from longshot_dagster.adapters.ledger.ledger import BuildLedger, Ledger
+from longshot_dagster.adapters.repository.mirror import Mirror
+from longshot_dagster.adapters.sandboxes.sandbox_local import LocalProvider
+from longshot_dagster.adapters.workers.worker import WorkerRunner
 from longshot_dagster.core.errors import ModelUnavailable
 from longshot_dagster.core.models import BuildRequest, Handoff, Target, TargetKind, Task
 from longshot_dagster.core.sandbox import SandboxProvider

@@ -15,7 +15,7 @@ from crashing.replaying import branch_sizes, landed_commits, lists_on_main, repl
 from crashing.watching import Watch
 from restoring.loop import git, make_repository
 
-from longshot_dagster.adapters.shipped import prompt
+from longshot_dagster.adapters.host.shipped import prompt
 from longshot_dagster.core.landing_records import LandingOutcome, LandingState
 from longshot_dagster.core.models import Handoff, HandoffStatus, Task
 from longshot_dagster.testing.answers import Answer, understand

@@ -14,8 +14,8 @@ from fleeting.occupancy import Span, busy_share, first_full
 from fleeting.sandboxes import FleetProvider
 from restoring.loop import git, make_repository
 
-from longshot_dagster.adapters.home import Home
-from longshot_dagster.adapters.mirror import Mirror
+from longshot_dagster.adapters.host.home import Home
+from longshot_dagster.adapters.repository.mirror import Mirror
 from longshot_dagster.core import contract
 from longshot_dagster.core.errors import FileMissing, SandboxGone
 from longshot_dagster.core.models import Target, TargetKind

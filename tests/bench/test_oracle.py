@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from restoring.oracle import ROUND, Oracle, to_redo
 
-from longshot_dagster.adapters.shipped import prompt
+from longshot_dagster.adapters.host.shipped import prompt
 from longshot_dagster.core.ids import IterationKey
 from longshot_dagster.core.landing_records import LandingOutcome, LandingState
 from longshot_dagster.core.models import (

@@ -11,7 +11,7 @@ from restoring import package, suite
 from restoring.emptying import RAISE
 from restoring.package import Package
 
-from longshot_dagster.adapters.sandbox_local import LocalProvider
+from longshot_dagster.adapters.sandboxes.sandbox_local import LocalProvider
 from longshot_dagster.core.errors import WrongUse
 from longshot_dagster.core.settings import Isolation
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from longshot_dagster.adapters.gateway_client import Gateway
-from longshot_dagster.adapters.home import Home
-from longshot_dagster.adapters.ledger import Ledger
+from longshot_dagster.adapters.gateway.gateway_client import Gateway
+from longshot_dagster.adapters.host.home import Home
+from longshot_dagster.adapters.ledger.ledger import Ledger
+from longshot_dagster.adapters.repository.targets import resolve_target
 from longshot_dagster.adapters.settings import resolve
-from longshot_dagster.adapters.targets import resolve_target
 from longshot_dagster.cli import main
 from longshot_dagster.cli.asking import before_spending
 from longshot_dagster.core.endpoints import Endpoint

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from told import a_build, finish, hand_off, land, own_home, plan
 
-from longshot_dagster.adapters.exclusive import claim
+from longshot_dagster.adapters.host.exclusive import claim
 from longshot_dagster.cli import main
 from longshot_dagster.core.models import Verdict
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from longshot_dagster.adapters.documents import locked
-from longshot_dagster.adapters.home import Home
+from longshot_dagster.adapters.host.documents import locked
+from longshot_dagster.adapters.host.home import Home
 from longshot_dagster.cli import main, serving
 from longshot_dagster.core.backlog import Book, Entry, Stage, Start
 from longshot_dagster.core.errors import WrongUse

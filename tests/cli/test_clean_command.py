@@ -9,7 +9,7 @@ import pytest
 sys.path.append(str(Path(__file__).resolve().parents[1] / "adapters"))
 from repositories import World, bare, git
 
-from longshot_dagster.adapters.ledger import Ledger
+from longshot_dagster.adapters.ledger.ledger import Ledger
 from longshot_dagster.cli import main
 from longshot_dagster.core.models import BuildPhase
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from longshot_dagster.adapters.ledger import Ledger
+from longshot_dagster.adapters.ledger.ledger import Ledger
 from longshot_dagster.cli import main
 from longshot_dagster.core.ids import IterationKey
 from longshot_dagster.core.landing_records import LandingOutcome, LandingState

@@ -10,9 +10,9 @@ import pytest
 from rich.cells import cell_len
 from told import HOSTILE, a_build, a_large_scene, hand_off, land, plan
 
-from longshot_dagster.adapters.dagster_api import Pool
-from longshot_dagster.adapters.home import Home
-from longshot_dagster.adapters.ledger import BuildLedger
+from longshot_dagster.adapters.host.home import Home
+from longshot_dagster.adapters.ledger.ledger import BuildLedger
+from longshot_dagster.adapters.stack.dagster_api import Pool
 from longshot_dagster.cli import dashboard
 from longshot_dagster.cli.dashboard import Screen, Slots
 from longshot_dagster.cli.drawing import draw

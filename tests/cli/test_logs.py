@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from told import HOSTILE, a_build, finish, hand_off, land, own_home, plan, sweep
 
-from longshot_dagster.adapters.exclusive import claim
+from longshot_dagster.adapters.host.exclusive import claim
 from longshot_dagster.cli import main
 from longshot_dagster.cli.logs import Transcript
 from longshot_dagster.core.ids import ROOT, IterationKey

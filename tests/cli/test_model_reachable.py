@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from longshot_dagster.adapters.gateway_client import Gateway
-from longshot_dagster.adapters.home import Home
+from longshot_dagster.adapters.gateway.gateway_client import Gateway
+from longshot_dagster.adapters.host.home import Home
 from longshot_dagster.cli.serving import model_reachable
 from longshot_dagster.core.endpoints import Endpoint, normalise_url
 from longshot_dagster.core.errors import WrongUse

@@ -9,8 +9,8 @@ import pytest
 sys.path.append(str(Path(__file__).resolve().parents[1] / "adapters"))
 from repositories import BUILD, World, bare, git
 
-from longshot_dagster.adapters.ledger import Ledger
-from longshot_dagster.adapters.orchestrator import Seat
+from longshot_dagster.adapters.ledger.ledger import Ledger
+from longshot_dagster.adapters.ledger.orchestrator import Seat
 from longshot_dagster.cli import main
 from longshot_dagster.cli.restoring import newest_attempts
 from longshot_dagster.core.models import BuildPhase
@@ -90,7 +90,7 @@ def test_status_explains_a_build_and_as_json_too(world, capsys, monkeypatch) -> 
 
 
 def test_a_run_key_is_never_launched_twice() -> None:
-    from longshot_dagster.adapters.dagster_api import ActiveRun, DagsterApi
+    from longshot_dagster.adapters.stack.dagster_api import ActiveRun, DagsterApi
 
     class Api(DagsterApi):
         def __init__(self) -> None: ...

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from longshot_dagster.adapters.dagster_api import ActiveRun, DagsterApi
-from longshot_dagster.adapters.ledger import Ledger
+from longshot_dagster.adapters.ledger.ledger import Ledger
+from longshot_dagster.adapters.stack.dagster_api import ActiveRun, DagsterApi
 from longshot_dagster.cli.resuming import pause_if_idle, woken
 from longshot_dagster.core.ids import IterationKey
 from longshot_dagster.core.lifecycle import BuildView, IterationStatus, IterationView

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from told import a_build, own_home, plan
 
-from longshot_dagster.adapters.home import Home
-from longshot_dagster.adapters.sandbox_local import LocalProvider
+from longshot_dagster.adapters.host.home import Home
+from longshot_dagster.adapters.sandboxes.sandbox_local import LocalProvider
 from longshot_dagster.cli import main
 from longshot_dagster.core.ids import ROOT
 from longshot_dagster.core.sandbox import SandboxSpec

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from told import a_build, hand_off, own_home, plan
 
-from longshot_dagster.adapters.apart import Apart
-from longshot_dagster.adapters.examining_builds import examine_builds
-from longshot_dagster.adapters.home import Home
+from longshot_dagster.adapters.builds.examining_builds import examine_builds
+from longshot_dagster.adapters.host.home import Home
+from longshot_dagster.adapters.ledger.apart import Apart
 from longshot_dagster.cli import main
 from longshot_dagster.cli.status import table
 from longshot_dagster.core.clock import SystemClock

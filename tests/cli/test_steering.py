@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from told import OID, a_build, own_home
 
-from longshot_dagster.adapters.dagster_api import ActiveRun, DagsterApi
-from longshot_dagster.adapters.home import Home
-from longshot_dagster.adapters.ledger import BuildLedger
+from longshot_dagster.adapters.host.home import Home
+from longshot_dagster.adapters.ledger.ledger import BuildLedger
+from longshot_dagster.adapters.stack.dagster_api import ActiveRun, DagsterApi
 from longshot_dagster.cli import following, resuming, steering
 from longshot_dagster.cli.main import run
 from longshot_dagster.core.errors import LongshotError

@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 
-from longshot_dagster.adapters import task_gists
-from longshot_dagster.adapters.ledger import BuildLedger, Ledger
+from longshot_dagster.adapters.ledger import task_gists
+from longshot_dagster.adapters.ledger.ledger import BuildLedger, Ledger
 from longshot_dagster.cli.watching import BuildWatch
 from longshot_dagster.core.ids import IterationKey
 from longshot_dagster.core.landing_records import LandingOutcome, LandingState

@@ -16,14 +16,15 @@ from pathlib import Path
 
 import pytest
 
-from longshot_dagster.adapters import confinement, git
-from longshot_dagster.adapters.examining_repository import examine_repository
-from longshot_dagster.adapters.gateway_client import Gateway
-from longshot_dagster.adapters.home import Home
-from longshot_dagster.adapters.ledger import Ledger
+from longshot_dagster.adapters.builds.examining_repository import examine_repository
+from longshot_dagster.adapters.builds.starting import start_build
+from longshot_dagster.adapters.gateway.gateway_client import Gateway
+from longshot_dagster.adapters.host.home import Home
+from longshot_dagster.adapters.host.supervisor_lock import lock_path
+from longshot_dagster.adapters.ledger.ledger import Ledger
+from longshot_dagster.adapters.repository import git
+from longshot_dagster.adapters.sandboxes import confinement
 from longshot_dagster.adapters.settings import resolve
-from longshot_dagster.adapters.starting import start_build
-from longshot_dagster.adapters.supervisor_lock import lock_path
 from longshot_dagster.cli import main
 from longshot_dagster.core.clock import SystemClock
 from longshot_dagster.core.endpoints import Endpoint

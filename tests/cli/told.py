@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from longshot_dagster.adapters.ledger import BuildLedger, Ledger
+from longshot_dagster.adapters.ledger.ledger import BuildLedger, Ledger
 from longshot_dagster.core.ids import FIX, ROOT, IterationKey, task_id
 from longshot_dagster.core.landing_records import LandingOutcome, LandingState
 from longshot_dagster.core.models import (

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from longshot_dagster.adapters.installed_providers import installed_providers, load_provider
-from longshot_dagster.adapters.sandbox_local import LocalProvider, LocalSandbox
+from longshot_dagster.adapters.sandboxes.installed_providers import installed_providers, load_provider
+from longshot_dagster.adapters.sandboxes.sandbox_local import LocalProvider, LocalSandbox
 from longshot_dagster.core.errors import SandboxError
 from longshot_dagster.core.sandbox import Capabilities, Sandbox, SandboxProvider, SandboxSpec
 from longshot_dagster.core.settings import Isolation, Settings
@@ -47,11 +47,11 @@ def _known() -> dict[str, str]:
     return {
         "local": "",
         "modal-loopback": _lacking(
-            "longshot_dagster.testing.loopback_modal", "longshot_dagster.adapters.sandbox_modal"
+            "longshot_dagster.testing.loopback_modal", "longshot_dagster.adapters.sandboxes.sandbox_modal"
         ),
-        "docker": _lacking("docker", "longshot_dagster.adapters.sandbox_docker") or _no_engine(),
+        "docker": _lacking("docker", "longshot_dagster.adapters.sandboxes.sandbox_docker") or _no_engine(),
         "e2b-loopback": _lacking(
-            "e2b", "longshot_dagster.testing.loopback_e2b", "longshot_dagster.adapters.sandbox_e2b"
+            "e2b", "longshot_dagster.testing.loopback_e2b", "longshot_dagster.adapters.sandboxes.sandbox_e2b"
         ),
         **dict.fromkeys(installed_providers(), ""),
     }
@@ -63,7 +63,7 @@ def _lacking(*modules: str) -> str:
 
 
 def _no_engine() -> str:
-    from longshot_dagster.adapters.sandbox_docker import engine_trouble
+    from longshot_dagster.adapters.sandboxes.sandbox_docker import engine_trouble
 
     return engine_trouble()
 
@@ -97,15 +97,15 @@ def provider(name: str, folder: Path) -> SandboxProvider:
     if name == ISOLATION_OFF:
         return IsolationOff(folder)
     if name == "modal-loopback":
-        from longshot_dagster.adapters.sandbox_modal import ModalProvider
+        from longshot_dagster.adapters.sandboxes.sandbox_modal import ModalProvider
 
         return ModalProvider(settings, folder)
     if name == "docker":
-        from longshot_dagster.adapters.sandbox_docker import DockerProvider
+        from longshot_dagster.adapters.sandboxes.sandbox_docker import DockerProvider
 
         return DockerProvider(settings, folder)
     if name == "e2b-loopback":
-        from longshot_dagster.adapters.sandbox_e2b import E2BProvider
+        from longshot_dagster.adapters.sandboxes.sandbox_e2b import E2BProvider
 
         return E2BProvider(settings, folder)
     return load_provider(name)(settings, folder)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from longshot_dagster.adapters.documents import parsed, rendered
+from longshot_dagster.adapters.host.documents import parsed, rendered
 from longshot_dagster.core.landing_records import LandingOutcome, LandingState
 from longshot_dagster.core.models import BuildState, Handoff, HandoffStatus
 from longshot_dagster.core.sealing import opened, sealed

@@ -8,7 +8,7 @@ import dagster as dg
 import pytest
 from dagster_doubles import instance_config
 
-from longshot_dagster.adapters.home import Home
+from longshot_dagster.adapters.host.home import Home
 
 
 @pytest.fixture(scope="session")

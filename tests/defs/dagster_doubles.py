@@ -10,8 +10,8 @@ from typing import Any
 
 import dagster as dg
 
-from longshot_dagster.adapters.home import Home
-from longshot_dagster.adapters.ledger import BuildLedger, Ledger
+from longshot_dagster.adapters.host.home import Home
+from longshot_dagster.adapters.ledger.ledger import BuildLedger, Ledger
 from longshot_dagster.core.errors import Cancelled
 from longshot_dagster.core.ids import IterationKey, task_id
 from longshot_dagster.core.landing_records import LandingOutcome, LandingState

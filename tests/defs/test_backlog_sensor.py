@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longshot_dagster.adapters import cron
-from longshot_dagster.adapters.home import Home
-from longshot_dagster.adapters.ledger import Ledger
+from longshot_dagster.adapters.host import cron
+from longshot_dagster.adapters.host.home import Home
+from longshot_dagster.adapters.ledger.ledger import Ledger
 from longshot_dagster.core.backlog import ASK_AGAIN_S, SETTLE_S
 from longshot_dagster.core.models import BuildRequest, Target, TargetKind
 from longshot_dagster.core.settings import Settings

@@ -20,9 +20,9 @@ from dagster._daemon.run_coordinator.queued_run_coordinator_daemon import Queued
 from dagster._daemon.sensor import MIN_INTERVAL_LOOP_TIME
 from dagster_doubles import instance_config
 
-from longshot_dagster.adapters import waking
-from longshot_dagster.adapters.home import Home
-from longshot_dagster.adapters.stillness import SENSORS
+from longshot_dagster.adapters.host import waking
+from longshot_dagster.adapters.host.home import Home
+from longshot_dagster.adapters.stack.stillness import SENSORS
 from longshot_dagster.definitions import defs
 from longshot_dagster.defs import daemon as ours
 from longshot_dagster.defs.daemon import ShortQueueDaemon, WokenSensorDaemon, daemons, wait_by_steady_clocks

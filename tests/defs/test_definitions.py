@@ -10,7 +10,7 @@ import dagster as dg
 import pytest
 import yaml
 
-from longshot_dagster.adapters.shipped import shipped
+from longshot_dagster.adapters.host.shipped import shipped
 from longshot_dagster.definitions import defs
 from longshot_dagster.defs.building import StartBuildConfig
 from longshot_dagster.defs.task_result import TaskResultConfig

@@ -17,8 +17,8 @@ from dagster._core.definitions.decorators.op_decorator import DecoratedOpFunctio
 from dagster._core.definitions.dependency import NodeHandle
 from dagster_doubles import instance_config
 
-from longshot_dagster.adapters import leases
-from longshot_dagster.adapters.home import Home
+from longshot_dagster.adapters.host import leases
+from longshot_dagster.adapters.host.home import Home
 from longshot_dagster.defs import run_context
 
 _EXECUTORS_OWN = {"ENGINE_EVENT", "LOGS_CAPTURED", "STEP_WORKER_STARTING", "STEP_WORKER_STARTED"}

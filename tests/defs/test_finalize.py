@@ -6,7 +6,7 @@ import dagster as dg
 import pytest
 from dagster_doubles import BUILD, Script, ScriptedTools, begin, fresh
 
-from longshot_dagster.adapters.home import Home
+from longshot_dagster.adapters.host.home import Home
 from longshot_dagster.core.errors import SandboxError
 from longshot_dagster.core.finalizing import AskForFixes, Report, outcome
 from longshot_dagster.core.ids import IterationKey

@@ -7,7 +7,7 @@ import dagster as dg
 import pytest
 from dagster_doubles import BUILD, Script, ScriptedTools, begin, fresh
 
-from longshot_dagster.adapters.home import Home
+from longshot_dagster.adapters.host.home import Home
 from longshot_dagster.core.ids import IterationKey
 from longshot_dagster.core.models import MetricsSnapshot
 from longshot_dagster.defs.io_manager import JsonIOManager, LedgerIOManager

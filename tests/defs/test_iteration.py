@@ -7,8 +7,8 @@ import dagster as dg
 import pytest
 from dagster_doubles import BUILD, Script, ScriptedTools, begin, definitions, fresh
 
-from longshot_dagster.adapters.exclusive import claim
-from longshot_dagster.adapters.home import Home
+from longshot_dagster.adapters.host.exclusive import claim
+from longshot_dagster.adapters.host.home import Home
 from longshot_dagster.core.errors import BudgetExhausted, Cancelled, ModelUnavailable
 from longshot_dagster.core.ids import IterationKey
 from longshot_dagster.core.landing_records import LandingOutcome, LandingState

@@ -8,9 +8,9 @@ import dagster as dg
 import pytest
 from dagster_doubles import BUILD, Script, begin
 
-from longshot_dagster.adapters.apart import Apart
-from longshot_dagster.adapters.home import Home
-from longshot_dagster.adapters.ledger import BuildLedger
+from longshot_dagster.adapters.host.home import Home
+from longshot_dagster.adapters.ledger.apart import Apart
+from longshot_dagster.adapters.ledger.ledger import BuildLedger
 from longshot_dagster.core.apart import HeldBack, Start
 from longshot_dagster.core.clock import SystemClock
 from longshot_dagster.core.ids import IterationKey

@@ -16,9 +16,10 @@ import launched_jobs
 import pytest
 from dagster._core.errors import DagsterInvariantViolationError
 
-from longshot_dagster.adapters import leases, processes, run_starter, supervised
-from longshot_dagster.adapters.home import Home
-from longshot_dagster.adapters.shipped import shipped
+from longshot_dagster.adapters.host import leases, processes
+from longshot_dagster.adapters.host.home import Home
+from longshot_dagster.adapters.host.shipped import shipped
+from longshot_dagster.adapters.stack import run_starter, supervised
 from longshot_dagster.defs.launcher import ForkedRunLauncher, instance_ref
 
 ENDED = (dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
@@ -33,7 +34,7 @@ class Place:
         self.starter = self.start()
 
     def start(self) -> "subprocess.Popen[bytes]":
-        argv = [sys.executable, "-m", "longshot_dagster.adapters.run_starter", "--module", "launched_jobs"]
+        argv = [sys.executable, "-m", "longshot_dagster.adapters.stack.run_starter", "--module", "launched_jobs"]
         argv += ["--runs", "longshot_dagster.defs.launcher"]
         environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path[1:])}
         with (self.home.logs / "runs.log").open("ab") as log:

@@ -10,9 +10,9 @@ import dagster as dg
 import pytest
 from dagster_doubles import BUILD, Script, ScriptedLongshot, ScriptedTools, begin, fresh
 
-from longshot_dagster.adapters import leases
-from longshot_dagster.adapters.home import Home
-from longshot_dagster.adapters.ledger import BuildLedger
+from longshot_dagster.adapters.host import leases
+from longshot_dagster.adapters.host.home import Home
+from longshot_dagster.adapters.ledger.ledger import BuildLedger
 from longshot_dagster.core.ids import IterationKey
 from longshot_dagster.core.models import (
     BuildPhase,

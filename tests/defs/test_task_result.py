@@ -8,7 +8,7 @@ import dagster as dg
 import pytest
 from dagster_doubles import BUILD, Script, ScriptedTools, begin, fresh
 
-from longshot_dagster.adapters.home import Home
+from longshot_dagster.adapters.host.home import Home
 from longshot_dagster.core.errors import Cancelled, ModelUnavailable, RepositoryError, WrongUse
 from longshot_dagster.core.ids import IterationKey
 from longshot_dagster.core.landing_records import LandingOutcome, LandingState

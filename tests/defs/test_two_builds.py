@@ -12,10 +12,10 @@ import dagster as dg
 import pytest
 from test_sensors import keys, tick
 
-from longshot_dagster.adapters.home import Home
-from longshot_dagster.adapters.landing import LandingQueue
-from longshot_dagster.adapters.ledger import Ledger
-from longshot_dagster.adapters.targets import prepare_target, resolve_target
+from longshot_dagster.adapters.host.home import Home
+from longshot_dagster.adapters.landing.queue import LandingQueue
+from longshot_dagster.adapters.ledger.ledger import Ledger
+from longshot_dagster.adapters.repository.targets import prepare_target, resolve_target
 from longshot_dagster.core.clock import SystemClock
 from longshot_dagster.core.ids import IterationKey, parse_iteration_key, task_id
 from longshot_dagster.core.landing_records import ConcernKind, LandingOutcome

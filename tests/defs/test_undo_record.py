@@ -5,7 +5,7 @@ from pathlib import Path
 import dagster as dg
 from dagster_doubles import BUILD, Script, ScriptedTools, begin, fresh
 
-from longshot_dagster.adapters.home import Home
+from longshot_dagster.adapters.host.home import Home
 from longshot_dagster.core.ids import IterationKey
 from longshot_dagster.core.landing_records import LandingState
 from longshot_dagster.core.models import HandoffStatus

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from installation import KEY, Installation
 
-from longshot_dagster.adapters.home import Home
+from longshot_dagster.adapters.host.home import Home
 from longshot_dagster.testing.script import load
 from longshot_dagster.testing.scripted_model import ScriptedModel
 

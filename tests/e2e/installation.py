@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longshot_dagster.adapters import stack
-from longshot_dagster.adapters.dagster_api import DagsterApi
-from longshot_dagster.adapters.home import Home
-from longshot_dagster.adapters.ledger import BuildLedger, Ledger
+from longshot_dagster.adapters.host.home import Home
+from longshot_dagster.adapters.ledger.ledger import BuildLedger, Ledger
+from longshot_dagster.adapters.stack import stack
+from longshot_dagster.adapters.stack.dagster_api import DagsterApi
 from longshot_dagster.core.models import BuildPhase
 from longshot_dagster.testing.scripted_model import ScriptedModel
 

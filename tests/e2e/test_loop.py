@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from installation import KEY, Installation, bare, git
 
-from longshot_dagster.adapters import leases
-from longshot_dagster.adapters.ledger import Ledger
+from longshot_dagster.adapters.host import leases
+from longshot_dagster.adapters.ledger.ledger import Ledger
 from longshot_dagster.core.landing_records import LandingState
 from longshot_dagster.core.models import BuildPhase, Verdict
 from longshot_dagster.testing.script import Fault

@@ -24,9 +24,9 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "adapters"))
 from repositories import World, bare, files_at
 from worked import APP, TEST, Build
 
-from longshot_dagster.adapters.ledger import BuildLedger
-from longshot_dagster.adapters.planner import Planner
-from longshot_dagster.adapters.sweeper import run_sweep
+from longshot_dagster.adapters.ledger.ledger import BuildLedger
+from longshot_dagster.adapters.workers.planner import Planner
+from longshot_dagster.adapters.workers.sweeper import run_sweep
 from longshot_dagster.cli.following import conclude, follow, interruptible
 from longshot_dagster.core.ids import IterationKey
 from longshot_dagster.core.landing_records import LandingOutcome, LandingState

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from longshot_dagster.adapters.gateway_client import Gateway
-from longshot_dagster.adapters.harness_layers import HarnessLayers
-from longshot_dagster.adapters.home import Home
-from longshot_dagster.adapters.order_run import Delivery, carry_out
-from longshot_dagster.adapters.sandbox_local import LocalProvider
-from longshot_dagster.adapters.shipped import prompt
+from longshot_dagster.adapters.gateway.gateway_client import Gateway
+from longshot_dagster.adapters.host.home import Home
+from longshot_dagster.adapters.host.shipped import prompt
+from longshot_dagster.adapters.sandboxes.sandbox_local import LocalProvider
+from longshot_dagster.adapters.workers.harness_layers import HarnessLayers
+from longshot_dagster.adapters.workers.order_run import Delivery, carry_out
 from longshot_dagster.core import contract
 from longshot_dagster.core.contract import WorkOrder
 from longshot_dagster.core.endpoints import parse_endpoints

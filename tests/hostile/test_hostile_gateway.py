@@ -17,10 +17,10 @@ from attacks import attack
 sys.path.append(str(Path(__file__).resolve().parents[1] / "adapters"))
 from model_double import ModelDouble, Reply, says, serving  # isort: skip - found through the line above
 
-from longshot_dagster.adapters import gateway_client
-from longshot_dagster.adapters.gateway_client import Gateway
-from longshot_dagster.adapters.gateway_turns import MAX_AT_ONCE, MAX_CONNECTIONS
-from longshot_dagster.adapters.home import Home
+from longshot_dagster.adapters.gateway import gateway_client
+from longshot_dagster.adapters.gateway.gateway_client import Gateway
+from longshot_dagster.adapters.gateway.gateway_turns import MAX_AT_ONCE, MAX_CONNECTIONS
+from longshot_dagster.adapters.host.home import Home
 from longshot_dagster.core.endpoints import parse_endpoints
 
 KEY = "sk-very-secret-0123456789"
@@ -29,8 +29,8 @@ CHAT = {"model": "double", "messages": [{"role": "user", "content": "hi"}]}
 # A gateway with every defence of this file off, by its name in the table.
 NAIVE = r"""
 import sys
-from longshot_dagster.adapters import gateway, gateway_server as server, gateway_turns as turns, gateway_upstream as upstream
-from longshot_dagster.adapters.token_counts import TokenCounts
+from longshot_dagster.adapters.gateway import gateway, gateway_server as server, gateway_turns as turns, gateway_upstream as upstream
+from longshot_dagster.adapters.gateway.token_counts import TokenCounts
 
 class Everything(frozenset):
     def __contains__(self, name):

@@ -15,12 +15,12 @@ from bundles_by_hand import TAG, WHO, Forge
 sys.path.append(str(Path(__file__).resolve().parents[1] / "adapters"))
 from repositories import BUILD, World, bare, git, objects_in  # isort: skip - found through the line above
 
-from longshot_dagster.adapters import branch as branches
-from longshot_dagster.adapters import intake, merger
-from longshot_dagster.adapters.branch import Branch
-from longshot_dagster.adapters.git import Git
-from longshot_dagster.adapters.merger import Merged, Merger, Names
-from longshot_dagster.adapters.sandbox_local import LocalProvider
+from longshot_dagster.adapters.repository import branch as branches
+from longshot_dagster.adapters.repository import intake, merger
+from longshot_dagster.adapters.repository.branch import Branch
+from longshot_dagster.adapters.repository.git import Git
+from longshot_dagster.adapters.repository.merger import Merged, Merger, Names
+from longshot_dagster.adapters.sandboxes.sandbox_local import LocalProvider
 from longshot_dagster.core import bundles
 from longshot_dagster.core.errors import HostileBundle
 from longshot_dagster.core.landing import Split

@@ -23,8 +23,8 @@ from typing import Any
 import pytest
 from attacks import Attack, enter
 
-from longshot_dagster.adapters.confinement import Confined, Confinement
-from longshot_dagster.adapters.sandbox_local import LocalProvider, LocalSandbox
+from longshot_dagster.adapters.sandboxes.confinement import Confined, Confinement
+from longshot_dagster.adapters.sandboxes.sandbox_local import LocalProvider, LocalSandbox
 from longshot_dagster.core.sandbox import SandboxSpec
 from longshot_dagster.core.settings import Isolation
 

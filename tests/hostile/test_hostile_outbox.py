@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from attacks import attack
 
-from longshot_dagster.adapters import confinement, layered_files
-from longshot_dagster.adapters.local_snapshots import remove_tree
-from longshot_dagster.adapters.order_run import collect
-from longshot_dagster.adapters.sandbox_local import LocalProvider, LocalSandbox
+from longshot_dagster.adapters.sandboxes import confinement, layered_files
+from longshot_dagster.adapters.sandboxes.local_snapshots import remove_tree
+from longshot_dagster.adapters.sandboxes.sandbox_local import LocalProvider, LocalSandbox
+from longshot_dagster.adapters.workers.order_run import collect
 from longshot_dagster.core import contract
 from longshot_dagster.core.contract import WorkOrder
 from longshot_dagster.core.errors import SandboxError

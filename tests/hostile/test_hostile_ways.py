@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from attacks import attack
 
-from longshot_dagster.adapters import egress, limit_watch, model_relay, sandbox_local
-from longshot_dagster.adapters.egress import EgressProxy, NotAllowed, reach
-from longshot_dagster.adapters.limit_watch import Watched
-from longshot_dagster.adapters.sandbox_local import LocalProvider
+from longshot_dagster.adapters.sandboxes import egress, limit_watch, model_relay, sandbox_local
+from longshot_dagster.adapters.sandboxes.egress import EgressProxy, NotAllowed, reach
+from longshot_dagster.adapters.sandboxes.limit_watch import Watched
+from longshot_dagster.adapters.sandboxes.sandbox_local import LocalProvider
 from longshot_dagster.core import relay_frames
 from longshot_dagster.core.clock import SystemClock
 from longshot_dagster.core.relay_frames import MAX_PAYLOAD, WINDOW, Frame, Frames, Kind

@@ -15,8 +15,8 @@ from attacks import attack
 sys.path.append(str(Path(__file__).resolve().parents[1] / "adapters"))
 from test_hostile_worker import Situation, git  # isort: skip - found through the line above
 
-from longshot_dagster.adapters.sandbox_local import LocalProvider
-from longshot_dagster.adapters.sweeper import run_sweep
+from longshot_dagster.adapters.sandboxes.sandbox_local import LocalProvider
+from longshot_dagster.adapters.workers.sweeper import run_sweep
 from longshot_dagster.core.clock import SystemClock
 from longshot_dagster.core.landing_records import LandingState
 from longshot_dagster.core.models import HandoffStatus

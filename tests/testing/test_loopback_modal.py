@@ -436,7 +436,7 @@ def test_sandboxes_outlive_their_client_and_end_with_the_server(tmp_path: Path) 
 
 def sleeping(ancestor: int) -> list[int]:
     """Every `sleep` below a process of this host."""
-    from longshot_dagster.adapters.processes import descendants
+    from longshot_dagster.adapters.host.processes import descendants
 
     found = []
     for pid in descendants(ancestor):

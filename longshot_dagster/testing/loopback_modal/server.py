@@ -43,8 +43,8 @@ from grpclib.server import Server
 from modal._utils.grpc_utils import custom_detail_codec
 from modal_proto import api_grpc, task_command_router_grpc
 
-from longshot_dagster.adapters.local_snapshots import remove_tree
-from longshot_dagster.adapters.sandbox_local import LocalProvider
+from longshot_dagster.adapters.sandboxes.local_snapshots import remove_tree
+from longshot_dagster.adapters.sandboxes.sandbox_local import LocalProvider
 from longshot_dagster.core.errors import LongshotError, WrongUse
 from longshot_dagster.core.settings import Isolation
 from longshot_dagster.testing.loopback_modal.calls import Record, servable
