@@ -16,7 +16,7 @@ from longshot_dagster.adapters.host.supervisor_lock import supervisor_pid
 from longshot_dagster.adapters.ledger.ledger import BuildLedger
 from longshot_dagster.cli.terminal import progress
 from longshot_dagster.cli.watching import BuildWatch, Tally
-from longshot_dagster.core.errors import LongshotError
+from longshot_dagster.core.errors import LedgerError, LongshotError
 from longshot_dagster.core.events import Event
 from longshot_dagster.core.models import BuildPhase
 
@@ -55,12 +55,17 @@ class Shown(Protocol):
 def show(
     home: Home, ledger: BuildLedger, shown: Shown, *, watch: BuildWatch | None = None, deserted: Callable[[], bool]
 ) -> End:
-    """Show `ledger`'s build. `deserted` is asked when no stack runs, and says whether to stop looking because of it."""
+    """Show `ledger`'s build. `deserted` is asked when no stack runs, and says whether to stop looking because of it.
+
+    Raises LedgerError when somebody has removed the build meanwhile.
+    """
     watch, gateway = watch or BuildWatch(ledger), Gateway(home)
     started = ledger.request().created_at
     due_tokens = due_stack = 0.0
     while True:
         began = time.thread_time()
+        if not ledger.directory.exists():
+            raise LedgerError(f"build {ledger.build} is gone: there is no {ledger.directory} any more")
         shown.events(watch.events())
         now = time.monotonic()
         if now >= due_tokens:

@@ -1,15 +1,22 @@
 """What a person is told while a build runs: each fact once, when it is new."""
 
 import os
+import shutil
 from pathlib import Path
 
+import pytest
+
+from longshot_dagster.adapters.host.home import Home
 from longshot_dagster.adapters.ledger import task_gists
 from longshot_dagster.adapters.ledger.ledger import BuildLedger, Ledger
+from longshot_dagster.cli.showing import Objects, show
 from longshot_dagster.cli.watching import BuildWatch
+from longshot_dagster.core.errors import LedgerError
 from longshot_dagster.core.ids import IterationKey
 from longshot_dagster.core.landing_records import LandingOutcome, LandingState
 from longshot_dagster.core.models import (
     BuildPhase,
+    BuildRequest,
     CheckName,
     CheckResult,
     CheckStatus,
@@ -18,8 +25,11 @@ from longshot_dagster.core.models import (
     IterationFailure,
     Plan,
     Sweep,
+    Target,
+    TargetKind,
     Task,
 )
+from longshot_dagster.core.settings import Settings
 
 OID = "a" * 40
 KEY = IterationKey("b", "root", 1)
@@ -79,3 +89,20 @@ def test_a_watch_that_begins_late_catches_up(tmp_path: Path) -> None:
     watch = BuildWatch(ledger)
     assert watch.look() == ["root.001 planned 1 task", "r001-01 conflict: both changed a"]
     assert watch.tally.count(LandingState.CONFLICT) == 1
+
+
+def test_who_follows_a_build_that_is_removed_is_told_so(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    ledger = ledger_with_plan(home.builds)
+    target = Target(repository="r", url="r", kind=TargetKind.REMOTE, base_branch="main", branch="main")
+    ledger.save_request(
+        BuildRequest(build="b", request="do it", target=target, base=OID, settings=Settings(), created_at=1.0)
+    )
+
+    class Removing(Objects):
+        def wait(self, seconds: float) -> bool:
+            shutil.rmtree(home.builds)
+            return True
+
+    with Removing() as shown, pytest.raises(LedgerError, match=r"^build b is gone: there is no .*/b any more$"):
+        show(home, ledger, shown, deserted=lambda: False)
