@@ -4,7 +4,7 @@ from pathlib import Path
 
 from longshot_dagster.core.errors import LongshotError
 
-_PACKAGE = Path(__file__).resolve().parent.parent
+_PACKAGE = Path(__file__).resolve().parents[2]
 
 
 def shipped(name: str) -> Path:
