@@ -330,7 +330,7 @@ def asking(program: str, places: Places, order: Order) -> HarnessResult:
 
 def test_an_agent_that_asks_a_refusing_model_for_ever_is_ended(gateway: Gateway, places: Places) -> None:
     gateway.status = 500
-    result = asking("while True: ask(); time.sleep(0.01)", places, Order("t", "b", 60))
+    result = asking("while True: ask(); time.sleep(0.05)", places, Order("t", "b", 60))
     assert result.status == "llm_error" and "last one with HTTP 500" in result.error
     assert 5 <= gateway.asked < 60
 

@@ -256,7 +256,7 @@ def _become(order: dict[str, Any], streams: list[int], others: list[int]) -> Non
     code = 126
     try:
         signal.set_wakeup_fd(-1)
-        for number in (signal.SIGCHLD, signal.SIGPIPE, signal.SIGINT):
+        for number in (signal.SIGCHLD, signal.SIGPIPE, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
         os.setsid()
         for place, stream in enumerate(streams):
