@@ -102,23 +102,22 @@ def test_old_bundles_are_forgotten_and_young_ones_are_not(world, monkeypatch):
     assert left.exists() and len(list(left.parent.glob("*.bundle"))) == 2
 
 
-def test_what_lands_is_packed_every_few_bundles_and_nothing_of_it_is_lost(world, monkeypatch):
-    monkeypatch.setattr(mirror_module, "PACK_EVERY", 2)
+def test_what_lands_is_packed_once_it_is_many_objects_and_nothing_of_it_is_lost(world):
     store, head = world.mirror.git, world.mirror.fetch()
     packs = world.mirror.path / "objects/pack"
     found = []
-    for n in range(6):
-        entry = Entry(f"n{n}".encode(), "100644", write_object(store, "blob", f"{n}\n".encode()))
-        head = commit(store, graft(store, tree_of(store, head), [entry]), (head,), f"{n}", 1.0)
+    for n, files in enumerate((1, 1_000, 1, 1, 1_000)):
+        names = [f"n{n}/{m}" for m in range(files)]
+        entries = [Entry(t.encode(), "100644", write_object(store, "blob", f"{t}\n".encode())) for t in names]
+        head = commit(store, graft(store, tree_of(store, head), entries), (head,), f"{n}", 1.0)
         bundle = Mirror(world.home, world.request.target).bundle(head)
         found.append(len(list(packs.glob("*.pack"))))
         assert look_up(store, head) is not None and world.mirror.has(head)
-    assert found == [0, 1, 1, 2, 2, 3]
+    assert found == [0, 1, 1, 1, 2]
     assert not (world.mirror.path / "objects" / head[:2] / head[2:]).exists()
     git(world.root, "clone", "-q", "-b", "base", str(bundle), "out")
-    assert (world.root / "out/n5").read_text() == "5\n" and (world.root / "out/README.md").exists()
+    assert (world.root / "out/n4/999").read_text() == "n4/999\n" and (world.root / "out/README.md").exists()
     (world.mirror.path / "longshot-packed").write_text("not a note")
-    monkeypatch.setattr(mirror_module, "PACK_EVERY", 1)
     assert world.mirror.bundle(world.mirror.fetch()).exists()
     git(world.mirror.path, "fsck", "--strict")
 

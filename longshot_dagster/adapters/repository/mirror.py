@@ -1,6 +1,7 @@
 """One bare repository per target, shared by all builds on this host: fetches, bundles, intake, diffs, pushes."""
 
 import contextlib
+import os
 import re
 import threading
 import time
@@ -22,10 +23,12 @@ from longshot_dagster.core.errors import RepositoryError
 from longshot_dagster.core.models import MAX_DIFF, RepoState, Target
 
 KEEP_BUNDLES = 8
-PACK_EVERY = 4  # bundles
+PACK_AT = 256  # loose objects, more or less
 _BUNDLE_AGE_S = 3600
 _MAX_FILES = 5_000
 _NOTHING = "0" * 40
+_SAMPLED = ("00", "40", "80", "c0")  # of 256 folders
+_SHARE = 256 // len(_SAMPLED)
 _NEAR = ("-c", "pack.window=0", "-c", "pack.threads=1")
 _NOT_AT_ONCE = "does not support --atomic"
 _MAX_TOLD = 8 << 20  # bytes of one diff that are taken through a dialogue
@@ -210,6 +213,7 @@ class Mirror:
             return path
         with locked(folder / ".lock"):
             if not path.exists():
+                self._pack_when_many(base)
                 # Written by ourselves: `git bundle create` would need the ref refs/heads/base to exist in the mirror.
                 unfinished = folder / ".unfinished"
                 with unfinished.open("wb") as file:
@@ -219,28 +223,32 @@ class Mirror:
                     options = ("--stdout", "--revs", "--delta-base-offset", "-q", *(("--thin",) if since else ()))
                     self._git.run("pack-objects", *options, stdin=f"{base}\n{without}".encode(), into=file)
                 unfinished.rename(path)
-                self._pack_now_and_then(base)
         _forget_old_bundles(folder, path)
         return path
 
-    def _pack_now_and_then(self, head: str) -> None:
-        """Every few bundles, put what has landed since the last time into one pack.
+    def _pack_when_many(self, head: str) -> None:
+        """Once many objects are loose, put what has landed since the last time into one pack.
 
-        Each bundle searches and compresses all loose objects again: after 600 landings one cost ten times as much
-        without this.
+        A bundle searches and compresses every loose object again: 600 landings cost it 500 ms of CPU, and packed 6.
         """
         note = self.path / "longshot-packed"
-        last, made = _packed(note)
-        if made + 1 < PACK_EVERY:
-            note.write_text(f"{last} {made + 1}", encoding="ascii")
+        last, left = _packed(note)
+        loose = self._loose()
+        if left <= loose < left + PACK_AT / _SHARE:
             return
-        since = f"^{last}\n" if last != _NOTHING and self.has(last) else ""
-        options = ("--revs", "--incremental", "--non-empty", "--delta-base-offset", "-q")
-        with contextlib.suppress(RepositoryError):  # only a saving
-            given = f"{head}\n{since}".encode()
-            self._git.run("pack-objects", *options, str(self.path / "objects/pack/pack"), stdin=given)
-            self._git.run("prune-packed", "-q")
-        note.write_text(f"{head} 0", encoding="ascii")
+        if loose > left:
+            since = f"^{last}\n" if last != _NOTHING and self.has(last) else ""
+            options = ("--revs", "--incremental", "--non-empty", "--delta-base-offset", "-q")
+            with contextlib.suppress(RepositoryError):  # only a saving
+                given = f"{head}\n{since}".encode()
+                self._git.run("pack-objects", *options, str(self.path / "objects/pack/pack"), stdin=given)
+                self._git.run("prune-packed", "-q")
+            last = head
+        note.write_text(f"{last} {self._loose()}", encoding="ascii")
+
+    def _loose(self) -> int:
+        """How many objects have a file to themselves, in some of the folders that they are spread over."""
+        return sum(len(os.listdir(f)) for n in _SAMPLED if (f := self.path / "objects" / n).is_dir())  # noqa: PTH208
 
     def intake(self, build: str, task: str, base: str, bundle: bytes) -> str:
         """Import a worker's bundle; see `adapters/repository/intake.py`. Returns its head; raises HostileBundle."""
@@ -338,10 +346,10 @@ def _file_changes(stat: str) -> tuple[FileChange, ...]:
 
 
 def _packed(note: Path) -> tuple[str, int]:
-    """The head when landings were last packed, and how many bundles have been made since."""
+    """The head when landings were last packed, and how many loose objects were left where some are counted."""
     try:
-        head, made = note.read_text(encoding="ascii").split(" ")
-        return head, int(made)
+        head, left = note.read_text(encoding="ascii").split(" ")
+        return head, int(left)
     except (OSError, ValueError):
         return _NOTHING, 0
 
